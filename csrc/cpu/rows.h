@@ -1,0 +1,66 @@
+// Inner loops over rows of elements, one table per instruction set (rows.inc). Arithmetic is done
+// in a compute type, float, or double where a dtype at hand is float64.
+#pragma once
+
+#include "kernels.h"
+
+namespace schattor::cpu {
+
+// How the 16-bit dtypes lie in memory; rows.inc has their conversions.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// a x + b y. Both forms of momentum, with and without Nesterov, are one of these.
+template <typename T>
+struct Blend {
+  T a, b;
+};
+
+// x -> (x shift) factor, shift a power of two: together they divide by any norm, also by one whose
+// reciprocal the compute type cannot hold.
+template <typename T>
+struct Scaling {
+  T shift, factor;
+};
+
+// Loops in the compute type T. Arrays of one call do not overlap, but a result may be written in
+// place of an argument of the same type.
+template <typename T>
+struct RowLoops {
+  // to[i] = from[i * stride].
+  void (*load)(Dtype dtype, const void* from, int64_t stride, int64_t count, T* to);
+  // to[i * stride] = from[i], rounded to nearest even.
+  void (*store)(const T* from, int64_t count, Dtype dtype, int64_t stride, void* to);
+  // to[c * to_stride + r] = from[r * from_stride + c].
+  void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t cols, T* to,
+                    int64_t to_stride);
+  // to = a x + b y.
+  void (*blend)(Blend<T> blend, const T* x, const T* y, int64_t count, T* to);
+  // to = shift factor x.
+  void (*scale)(Scaling<T> scaling, const T* x, int64_t count, T* to);
+  // sum (shift x)^2 in double, in an order given by count: for float never over- or underflows,
+  // so it is finite exactly where every x is.
+  double (*squares)(T shift, const T* x, int64_t count);
+  // sum x y in double, in an order given by count.
+  double (*inner)(const T* x, const T* y, int64_t count);
+};
+
+struct RowKernels {
+  RowLoops<float> in_float;
+  RowLoops<double> in_double;
+
+  template <typename T>
+  const RowLoops<T>& in() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return in_float;
+    } else {
+      return in_double;
+    }
+  }
+};
+
+}  // namespace schattor::cpu

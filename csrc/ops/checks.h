@@ -1,0 +1,101 @@
+// Checks of an operator's arguments: the only place where their wording lives.
+// A message says who, which argument, what is required, what came.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace schattor::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// One operator's checks. Throws std::runtime_error, which reaches Python as a RuntimeError.
+class Checks {
+ public:
+  explicit Checks(const char* op) : op_(op) {}
+
+  template <typename... Parts>
+  void require(bool holds, const Parts&... parts) const {
+    if (holds) return;
+    std::ostringstream message;
+    message << op_ << ": ";
+    (message << ... << parts);
+    throw std::runtime_error(message.str());
+  }
+
+  void floating(const char* name, const Tensor& t) const {
+    const ScalarType type = t.scalar_type();
+    require(type == ScalarType::Double || type == ScalarType::Float ||
+                type == ScalarType::BFloat16 || type == ScalarType::Half,
+            name, " must be float64, float32, bfloat16 or float16, got ",
+            torch::headeronly::toString(type));
+  }
+
+  void shape(const char* name, const Tensor& t, const std::vector<int64_t>& sizes) const {
+    bool same = t.dim() == static_cast<int64_t>(sizes.size());
+    for (size_t i = 0; same && i < sizes.size(); ++i) same = t.size(i) == sizes[i];
+    require(same, name, " must have shape ", text(sizes), ", got ", text(sizes_of(t)));
+  }
+
+  void contiguous(const char* name, const Tensor& t) const {
+    require(t.is_contiguous(), name, " must be contiguous, got strides ", text(strides_of(t)));
+  }
+
+  // A vector of numbers that differ by matrix, or a single number (sizes = {}).
+  void numbers(const char* name, const Tensor& t, const std::vector<int64_t>& sizes) const {
+    require(t.scalar_type() == ScalarType::Double, name, " must be float64, got ",
+            torch::headeronly::toString(t.scalar_type()));
+    shape(name, t, sizes);
+    contiguous(name, t);
+  }
+
+  // (batch, rows, cols), rows <= cols, contiguous, of a floating dtype.
+  void wide_batch(const char* name, const Tensor& t) const {
+    floating(name, t);
+    require(t.dim() == 3, name, " must have shape (batch, rows, cols), got ", text(sizes_of(t)));
+    require(t.size(1) <= t.size(2), name, " must have rows <= cols, got ", text(sizes_of(t)));
+    contiguous(name, t);
+  }
+
+  // A list of as many 2-D views as the batch has matrices, all of one dtype.
+  void views(const char* name, const std::vector<Tensor>& list, int64_t batch, int64_t rows,
+             int64_t cols) const {
+    require(static_cast<int64_t>(list.size()) == batch, name, " must hold ", batch,
+            " tensors like the wide batch, got ", list.size());
+    for (size_t i = 0; i < list.size(); ++i) {
+      const Tensor& t = list[i];
+      require(t.dim() == 2 && t.size(0) == rows && t.size(1) == cols, name, "[", i,
+              "] must have shape (", rows, ", ", cols, "), got ", text(sizes_of(t)));
+      require(t.scalar_type() == list[0].scalar_type(), name, "[", i, "] must be ",
+              torch::headeronly::toString(list[0].scalar_type()), " like ", name, "[0], got ",
+              torch::headeronly::toString(t.scalar_type()));
+    }
+    if (!list.empty()) floating(name, list[0]);
+  }
+
+ private:
+  static std::vector<int64_t> sizes_of(const Tensor& t) {
+    return {t.sizes().begin(), t.sizes().end()};
+  }
+  static std::vector<int64_t> strides_of(const Tensor& t) {
+    return {t.strides().begin(), t.strides().end()};
+  }
+  static std::string text(const std::vector<int64_t>& values) {
+    std::ostringstream out;
+    out << '(';
+    for (size_t i = 0; i < values.size(); ++i) out << (i ? ", " : "") << values[i];
+    out << (values.size() == 1 ? ",)" : ")");
+    return out.str();
+  }
+
+  const char* op_;
+};
+
+}  // namespace schattor::ops

@@ -1,0 +1,26 @@
+// Every operator's schema, on one page. Keys are filled by cpu.cpp, by cuda.cpp where it is built,
+// and by schattor/portable.py for devices that neither serves.
+//
+// Lists hold 2-D views of one shape (rows, cols) and any strides. A wide batch is contiguous
+// (batch, rows, cols), rows <= cols. Numbers that differ by matrix, or that a captured graph must
+// follow, are float64 tensors on the device of the batch.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(schattor, library) {
+  library.def(
+      "gather_momentum(Tensor[] grads, Tensor[] momenta, Tensor momentum, bool ema, bool nesterov,"
+      " Tensor(a!) wide, Tensor(b!) norms, Tensor(c!) finite) -> ()");
+  library.def(
+      "chain_direction(Tensor wide, float[] steps, Tensor weights, Tensor powers, bool gram,"
+      " int[] restarts) -> (Tensor direction, Tensor inner, Tensor square)");
+  library.def(
+      "squarings_direction(Tensor wide, float[] coefficients, Tensor powers)"
+      " -> (Tensor direction, Tensor inner, Tensor square)");
+  library.def(
+      "partial_svd(Tensor wide, int rank, int iterations, Tensor start)"
+      " -> (Tensor u, Tensor s, Tensor v)");
+  library.def("inner_products(Tensor x, Tensor y) -> Tensor");
+  library.def(
+      "scatter_update(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor direction,"
+      " Tensor scale, Tensor decay, Tensor momentum, bool ema, Tensor finite) -> ()");
+}

@@ -1,0 +1,1 @@
+"""Numbers only: exponents, oracles, couplings, chain coefficients and cost. Imports no torch."""
