@@ -35,7 +35,9 @@ torch.ops.load_library(Path(__file__).with_name("_ops_cpu.so"))
 _ops = torch.ops.schattor
 
 # Dispatch keys without kernels of ours, which schattor.portable serves.
-_PORTABLE_KEYS = ("CUDA", "MPS", "XPU", "PrivateUse1")
+_PORTABLE_KEYS: tuple[str, ...] = ("CUDA", "MPS", "XPU", "PrivateUse1")
+if not torch._C._dispatch_has_kernel_for_dispatch_key("schattor::gather_momentum", "CPU"):
+    _PORTABLE_KEYS += ("CPU",)  # DEVELOPMENT ONLY
 
 # direction, its inner product with the input, its squared Frobenius norm
 Direction = tuple[Tensor, Tensor, Tensor]

@@ -25,8 +25,8 @@ void Orthonormaliser<T>::operator()(T* panel, int64_t count, int64_t length) {
   }
 }
 
-// One pass of Cholesky QR on the vectors scaled to unit length, so that only the angles between them
-// matter. False, and the panel as it was, where they are too close to dependent.
+// One pass of Cholesky QR on the vectors scaled to unit length, so that only the angles between
+// them matter. False, and the panel as it was, where they are too close to dependent.
 template <class T>
 bool Orthonormaliser<T>::cholesky_pass(T* panel, int64_t count, int64_t length, bool* orthonormal) {
   gram_.assign(count * count, 0.0);
@@ -37,8 +37,8 @@ bool Orthonormaliser<T>::cholesky_pass(T* panel, int64_t count, int64_t length, 
     if (!(square > 0)) return false;
     inverse_lengths_[k] = 1 / std::sqrt(square);
     for (int64_t l = 0; l < k; ++l) {
-      gram_[k * count + l] = kernels_.dot(row, panel + l * length, length) * inverse_lengths_[k] *
-                             inverse_lengths_[l];
+      gram_[k * count + l] =
+          kernels_.dot(row, panel + l * length, length) * inverse_lengths_[k] * inverse_lengths_[l];
     }
     gram_[k * count + k] = 1;
   }

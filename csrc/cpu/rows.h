@@ -44,7 +44,7 @@ struct RowLoops {
   void (*scale)(Scaling<T> scaling, const T* x, int64_t count, T* to);
   // sum (shift x)^2 in double, in an order given by count: for float never over- or underflows,
   // so it is finite exactly where every x is.
-  double (*squares)(T shift, const T* x, int64_t count);
+  double (*squares)(double shift, const T* x, int64_t count);
   // sum x y in double, in an order given by count.
   double (*inner)(const T* x, const T* y, int64_t count);
 };

@@ -10,8 +10,9 @@ namespace schattor::cpu {
 // the smallest pivot relative to the diagonal of a; where it is not positive, a is left half done.
 double cholesky(double* a, int64_t n);
 
-// One-sided Jacobi. b and p hold n vectors of length n each, one a row. On entry b holds the columns
-// of a matrix B; on exit those of B P, orthogonal and of descending length, and p those of P.
+// One-sided Jacobi. b and p hold n vectors of length n each, one a row. On entry b holds the
+// columns of a matrix B; on exit those of B P, orthogonal and of descending length, and p those of
+// P.
 void jacobi_columns(double* b, double* p, int64_t n);
 
 }  // namespace schattor::cpu

@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = [
     "MIN_POWER",
-    "QUINTIC_MAX_POWER",
+    "CHAIN_MAX_POWER",
     "SQUARINGS_MAX_POWER",
     "UPPER",
     "WARN_BELOW_POWER",
@@ -37,7 +37,7 @@ MIN_POWER = -0.3
 """Least power that the shared chain approximates."""
 WARN_BELOW_POWER = -0.2
 """Powers below this one are accepted, but their band is wide."""
-QUINTIC_MAX_POWER = 4.0
+CHAIN_MAX_POWER = 2.15
 """`quintic` serves 1 < power <= QUINTIC_MAX_POWER."""
 SQUARINGS_MAX_POWER = 33.0
 """`squarings` serves QUINTIC_MAX_POWER < power <= SQUARINGS_MAX_POWER."""

@@ -1,0 +1,82 @@
+# One word for each thing to do. Every target makes what it needs first and can be run again.
+#   make demo    train a small language model with every optimizer; table, plot, JSON (FAST=1: short)
+#   make test    all tests (Python, C++ under sanitizers)
+#   make lint    formatting, style and types
+#   make bench   a whole optimizer step beside torch.optim.Muon and AdamW
+#   make test-abi  the same binary under the newest torch
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+CXX ?= g++
+BUILD := build
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-python test-cpp test-abi lint bench build clean
+help:
+	@sed -n '2,7s/^# *//p' Makefile
+
+# The stamp is written last, so an interrupted installation is taken up again.
+$(VENV)/ready: constraints.txt pyproject.toml
+	@echo "== making the environment $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c constraints.txt torch numpy setuptools wheel pybind11
+	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[test,examples]' clang-format
+	touch $@
+
+build: $(VENV)/ready
+	@echo "== building the C++ kernels (only what changed)"
+	$(PY) setup.py -q build_ext --inplace
+
+demo: build
+	$(PY) examples/character_gpt/run.py $(if $(FAST),--fast)
+
+test: test-cpp test-python
+
+test-python: build
+	$(PY) -m pytest -q --cov=schattor --cov-report=term
+
+CPU_SOURCES := $(wildcard csrc/cpu/*.cpp)
+CPU_HEADERS := $(wildcard csrc/cpu/*.h csrc/cpu/*.inc tests/cpu/*.h)
+CPU_TESTS := $(patsubst tests/cpu/test_%.cpp,$(BUILD)/cpu/test_%,$(wildcard tests/cpu/test_*.cpp))
+SANITIZE := -std=c++17 -O1 -g -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra \
+  -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/cpu -Itests/cpu -DSCHATTOR_EMULATE_AMX
+
+$(BUILD)/cpu/%.o: csrc/cpu/%.cpp $(CPU_HEADERS)
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -c $< -o $@
+$(BUILD)/cpu/test_%: tests/cpu/test_%.cpp $(CPU_SOURCES:csrc/cpu/%.cpp=$(BUILD)/cpu/%.o)
+	$(CXX) $(SANITIZE) $^ -o $@ -pthread
+.PRECIOUS: $(BUILD)/cpu/%.o
+
+# Every instruction set that this processor has, under the address and undefined-behaviour
+# sanitizers; AMX tiles in software.
+test-cpp:
+	@echo "== C++ kernels under sanitizers"
+	@$(MAKE) --no-print-directory -j2 $(CPU_TESTS)
+	@set -e; for t in $(CPU_TESTS); do echo $$t; $$t; done
+
+# A wheel built with the oldest torch must serve the newest.
+NEWEST := .venv-newest
+test-abi: build
+	@echo "== the same binary under the newest torch"
+	rm -rf $(BUILD)/wheel $(NEWEST)
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w $(BUILD)/wheel .
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install -q torch numpy pytest hypothesis $(BUILD)/wheel/*.whl
+	cd tests && ../$(NEWEST)/bin/python -c "import torch, schattor; print('torch', torch.__version__)"
+	cd tests && ../$(NEWEST)/bin/python -m pytest -q -c /dev/null -p no:cacheprovider \
+	  --rootdir=. --import-mode=importlib test_ops.py test_functional.py
+	rm -rf $(NEWEST)
+
+lint: $(VENV)/ready
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'tests/*.h' 'tests/*.cpp')
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: build
+	$(PY) benchmarks/bench_step.py
+
+clean:
+	rm -rf $(BUILD) schattor/*.so *.egg-info

@@ -1,0 +1,172 @@
+"""A whole optimizer step on a processor, beside torch.optim.Muon and torch.optim.AdamW.
+
+    python benchmarks/bench_step.py [--sets NAME ...] [--rounds N] [--out FILE]
+
+Every optimizer steps the same weights with the same gradients, in turn, in one run; the table has
+medians, quartiles, the ratio to Muon and the floor, and the error of the direction against the polar
+factor by a float64 SVD. The floor is the larger of operations over the measured peak and bytes over
+the measured copy rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from shapes import SETS, Shape, flattened
+from timing import Peak, Timing, interleaved, machine, measure_peak
+
+import schattor
+from schattor.theory import cost
+
+RIVALS = ("AdamW", "Muon")
+# depth 0: the default of the chain's dtype
+OURS = {
+    "Schattor p=inf K=5": {"steps": 5},
+    "Schattor p=3 K=5": {"steps": 5, "p": 3.0},
+    "Schattor p=inf": {},
+    "Schattor p=3": {"p": 3.0},
+}
+
+
+def _weights(shapes: list[Shape], flatten: bool) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    weights = []
+    for shape in shapes:
+        size = flattened(shape) if flatten else shape
+        weight = torch.nn.Parameter(0.02 * torch.randn(size, generator=generator))
+        weight.grad = torch.randn(size, generator=generator)
+        weights.append(weight)
+    return weights
+
+
+def optimizers(shapes: list[Shape]) -> dict[str, torch.optim.Optimizer]:
+    """Each on weights of its own; convolutions are flattened by hand for Muon, which needs it."""
+    made: dict[str, torch.optim.Optimizer] = {
+        "AdamW": torch.optim.AdamW(_weights(shapes, False), lr=1e-3, foreach=True),
+        "Muon": torch.optim.Muon(_weights(shapes, True), lr=1e-3),
+    }
+    for name, options in OURS.items():
+        made[name] = schattor.Schattor(_weights(shapes, False), lr=1e-3, **options)
+    return made
+
+
+def _direction(optimizer: torch.optim.Optimizer, gradient: torch.Tensor) -> torch.Tensor:
+    """The direction that a fresh step takes from one gradient, as a float64 matrix."""
+    weight = optimizer.param_groups[0]["params"][0]
+    before = weight.detach().double().clone()
+    optimizer.step()
+    return (before - weight.detach().double()).reshape(gradient.shape)
+
+
+def polar_error(name: str, shape: Shape) -> float:
+    """Relative Frobenius distance of a step's direction from the polar factor (sizes matched)."""
+    made = optimizers([shape])[name]
+    weight = made.param_groups[0]["params"][0]
+    weight.data.zero_()  # nothing to decay, nothing lost to rounding
+    gradient = weight.grad.double().reshape(flattened(shape))
+    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+    polar = u @ vh
+    direction = _direction(made, gradient)
+    return float((direction / direction.norm() - polar / polar.norm()).norm())
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least that a step of this depth must do."""
+
+    flops: float
+    bytes: float
+    seconds: float
+
+
+def floor(shapes: list[Shape], depth: int, peak: Peak, copy_rate: float) -> Floor:
+    """Operations of the cheaper form with symmetric products, bytes of one read and one write."""
+    flops = moved = 0.0
+    for shape, count in Counter(shapes).items():
+        rows, cols = sorted(flattened(shape))
+        flops += count * min(
+            cost.chain_flops(rows, cols, depth, gram=gram, symmetric=True) for gram in (False, True)
+        )
+        moved += count * cost.step_bytes(rows, cols, weight_bytes=4, moment_bytes=4, grad_bytes=4)
+    return Floor(flops, moved, max(flops / peak.all_threads, moved / copy_rate))
+
+
+def copy_rate() -> float:
+    """Bytes per second of a large copy on all threads, reads and writes counted."""
+    source = torch.randn(32 << 20)
+    target = torch.empty_like(source)
+    timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=7)["copy"]
+    return 2 * source.nbytes / timing.median
+
+
+def _row(name: str, timing: Timing, muon: Timing, least: Floor | None, error: float | None) -> str:
+    floor_text = f"{1e3 * least.seconds:9.2f}" if least else " " * 9
+    error_text = f"{100 * error:8.2f}%" if error is not None else " " * 9
+    return (
+        f"  {name:<20} {1e3 * timing.median:9.2f} {1e3 * timing.lower:9.2f}"
+        f" {1e3 * timing.upper:9.2f} {muon.median / timing.median:7.2f}x {floor_text} {error_text}"
+    )
+
+
+def measure(name: str, rounds: int, peak: Peak, rate: float) -> dict[str, object]:
+    """Time one set, print its table and return what was measured."""
+    shapes = SETS[name]
+    made = optimizers(shapes)
+    calls: dict[str, Callable[[], object]] = {key: value.step for key, value in made.items()}
+    timings = interleaved(calls, rounds)
+    largest = max(set(shapes), key=lambda shape: min(flattened(shape)))
+    print(f"\n{name}: {len(shapes)} weights")
+    print(f"  {'':<20} {'ms':>9} {'lower':>9} {'upper':>9} {'vs Muon':>8} {'floor':>9} {'error':>9}")
+    results: dict[str, object] = {}
+    for key, timing in timings.items():
+        depth = 5 if key == "Muon" or "K=5" in key else 8
+        least = floor(shapes, depth, peak, rate) if key not in RIVALS else None
+        error = polar_error(key, largest) if key == "Muon" or "inf" in key else None
+        print(_row(key, timing, timings["Muon"], least, error), flush=True)
+        results[key] = {
+            **asdict(timing),
+            "ratio_to_muon": timings["Muon"].median / timing.median,
+            "floor": asdict(least) if least else None,
+            "polar_error": error,
+        }
+    return results
+
+
+def main() -> None:
+    """Run the chosen sets and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/step_cpu.json")
+    options = parser.parse_args()
+
+    peak = measure_peak()
+    rate = copy_rate()
+    facts = machine(peak)
+    print(f"{facts['device']}, {facts['instruction_set']}, torch {facts['torch']},", end=" ")
+    print(f"commit {facts['commit']}\n{peak}\ncopy: {rate / 1e9:.1f} GB/s")
+    results = {name: measure(name, options.rounds, peak, rate) for name in options.sets}
+    after = measure_peak()
+    print(f"\nafter: {after}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    document = {
+        "machine": facts,
+        "copy_rate": rate,
+        "sound": peak.sound and after.sound,
+        "peak_memory_bytes": peak_memory,
+        "sets": results,
+    }
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What is trained, for how long, and at which learning rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OPTIMIZERS = (
+    "adamw",
+    "muon",
+    "schattor:p=2",
+    "schattor:p=3",
+    "schattor:p=4",
+    "schattor:p=8",
+    "schattor:p=inf",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One size of the demo; everything here is part of the key of a cached run."""
+
+    name: str
+    width: int
+    layers: int
+    heads: int
+    context: int  # characters that the model sees at once
+    batch: int  # windows of `context` characters a step
+    steps: int
+    warmup: int  # steps of linear warm-up, then a cosine down to zero
+    evaluate_every: int
+    held_out: int  # windows of the held-out text that an evaluation reads
+    weight_decay: float = 0.1  # decoupled, on matrices and embeddings, the same for all
+    clip: float = 1.0  # Trainer's max_grad_norm, the same for all
+
+
+# The full size is set by the slowest rival on two cores without a GPU: torch.optim.Muon, whose
+# bfloat16 iteration takes about as long there as the forward and backward pass of this model.
+# 28 runs (7 optimizers, 3 learning rates, a second seed at the best) then end in some six minutes,
+# and 300 steps are enough for every optimizer to leave the plateau of single-letter statistics.
+FULL = Settings(
+    name="full",
+    width=128,
+    layers=2,
+    heads=4,
+    context=64,
+    batch=16,
+    steps=300,
+    warmup=20,
+    evaluate_every=20,
+    held_out=256,
+)
+
+# Everything runs, nothing is learned thoroughly: for trying the harness, not for comparing.
+FAST = Settings(
+    name="fast",
+    width=64,
+    layers=2,
+    heads=2,
+    context=32,
+    batch=16,
+    steps=60,
+    warmup=6,
+    evaluate_every=10,
+    held_out=128,
+)
+
+
+def learning_rates(optimizer: str) -> tuple[float, ...]:
+    """Three learning rates a factor of about three apart, chosen so that the best is the middle."""
+    if optimizer == "adamw":
+        return (1e-3, 3e-3, 1e-2)
+    return (3e-3, 1e-2, 3e-2)

@@ -1,0 +1,263 @@
+"""What a parameter group may hold: one requirement a key, and what the keys mean together."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from schattor.theory import chains, exponents
+
+__all__ = [
+    "FLOATING",
+    "Group",
+    "check",
+    "check_group",
+    "number",
+    "outer_exponent",
+    "plain",
+    "power_of",
+    "resolve",
+    "scale_of",
+]
+
+Group = dict[str, Any]
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes that the matrix rule takes."""
+
+# Keys that other code puts into groups and that no optimizer reads.
+_FOREIGN = ("params", "param_names", "initial_lr", "initial_momentum", "name", "lr_scale", "routes")
+
+
+class Requirement(NamedTuple):
+    """What one key must be: its types, what must hold of its value, and both in words."""
+
+    types: tuple[type, ...]
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _between(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: not _is_flag(value) and low <= float(value) <= high
+
+
+def _below(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: not _is_flag(value) and low <= float(value) < high
+
+
+def _choice(*names: str) -> Requirement:
+    words = ", ".join(f'"{name}"' for name in names[:-1]) + f' or "{names[-1]}"'
+    return Requirement((str,), lambda value: value in names, words)
+
+
+def _optional(requirement: Requirement) -> Requirement:
+    types, holds, words = requirement
+    return Requirement(
+        (*types, type(None)), lambda value: value is None or holds(value), f"None or {words}"
+    )
+
+
+def _is_rate(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and 0 <= float(value) < math.inf
+    return not _is_flag(value) and 0 <= float(value) < math.inf
+
+
+def _is_coupling(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in ("max", "l2", "greedy", "block_diagonal")
+    return not _is_flag(value) and float(value) >= 1
+
+
+def _are_weights(value: Any) -> bool:
+    weights = list(value.values()) if isinstance(value, Mapping) else [value]
+    return all(isinstance(w, Real) and not _is_flag(w) and 0 < w < math.inf for w in weights)
+
+
+def _are_betas(value: Any) -> bool:
+    return len(value) == 2 and all(isinstance(b, Real) and 0 <= b < 1 for b in value)
+
+
+_FLAG = Requirement((bool,), lambda value: True, "a bool")
+_DTYPE = Requirement(
+    (torch.dtype,),
+    lambda value: value in FLOATING,
+    "torch.float64, torch.float32, torch.bfloat16 or torch.float16",
+)
+_RATE = Requirement((Real, Tensor), _is_rate, "a finite number >= 0 (or a tensor of one element)")
+
+REQUIREMENTS: dict[str, Requirement] = {
+    "lr": _RATE,
+    "p": _optional(Requirement((Real,), _between(1, math.inf), "in [1, inf]"))._replace(
+        words="in [1, inf]"
+    ),
+    "power": _optional(
+        Requirement((Real,), _between(chains.MIN_POWER, math.inf), "")
+    )._replace(words=f"in [{chains.MIN_POWER}, inf]"),
+    "rule": _choice("matrix", "adamw", "sgd", "sign"),
+    "oracle": _choice("ball", "regularized"),
+    "coupling": _optional(
+        Requirement((str, Real), _is_coupling, "")
+    )._replace(words='None, "max", "l2", "greedy", "block_diagonal" or a number >= 1'),
+    "block_weights": _optional(
+        Requirement((Real, Mapping), _are_weights, "positive: a number, or one a name pattern")
+    ),
+    "momentum": Requirement((Real,), _below(0, 1), "in [0, 1)"),
+    "momentum_form": _choice("ema", "heavy_ball"),
+    "nesterov": _FLAG,
+    "dampening": Requirement((Real,), _below(0, math.inf), "a finite number >= 0"),
+    "weight_decay": Requirement((Real,), _below(0, math.inf), "a finite number >= 0"),
+    "scale": _optional(_choice("unit", "spectral", "rms")),
+    "method": _choice("auto", "chain", "exact", "partial_svd"),
+    "steps": _optional(Requirement((Integral,), lambda value: value >= 1, "an int >= 1")),
+    "chain_dtype": _optional(_DTYPE),
+    "coefficients": _choice(*chains.names()),
+    "betas": Requirement((tuple, list), _are_betas, "two numbers in [0, 1)"),
+    "eps": Requirement((Real,), _below(0, math.inf), "a finite number >= 0"),
+    "adamw_lr": _optional(_RATE),
+    "maximize": _FLAG,
+    "capturable": _FLAG,
+    "workspace_mb": Requirement((Real,), lambda value: value > 0, "a number > 0"),
+    "momentum_dtype": _optional(_DTYPE),
+}
+
+
+def check(who: str, key: str, value: Any) -> None:
+    """Raise TypeError or ValueError in the library's form where a value is not what a key takes."""
+    requirement = REQUIREMENTS[key]
+    if not isinstance(value, requirement.types):
+        got = f"{value!r} ({type(value).__name__})"
+        raise TypeError(f"{who}: {key} must be {requirement.words}, got {got}")
+    if not requirement.holds(value):
+        raise ValueError(f"{who}: {key} must be {requirement.words}, got {value!r}")
+
+
+def check_group(who: str, group: Group) -> None:
+    """Check every key of a group, and what the keys of a matrix group mean together.
+
+    A key that is not ours is left alone, unless it is a near miss of one: a misspelt
+    ``weight_decay`` must not pass in silence.
+    """
+    for key, value in group.items():
+        if key in REQUIREMENTS:
+            check(who, key, value)
+        elif key not in _FOREIGN and key != "blocks":
+            near = difflib.get_close_matches(key, REQUIREMENTS, n=1, cutoff=0.8)
+            if near:
+                raise ValueError(f"{who}: unknown key {key!r} in a group; did you mean {near[0]!r}?")
+    if group["rule"] == "matrix":
+        _check_matrix_group(who, group)
+
+
+def _check_matrix_group(who: str, group: Group) -> None:
+    power = power_of(who, group)
+    if power < chains.WARN_BELOW_POWER:
+        warnings.warn(
+            f"{who}: power={power:g} is below {chains.WARN_BELOW_POWER}; small singular values are"
+            " amplified and the direction's error grows",
+            stacklevel=2,
+        )
+    if group["oracle"] == "regularized" and group["scale"] not in (None, "unit"):
+        raise ValueError(
+            f'{who}: scale must be None or "unit" with oracle="regularized", whose length is its'
+            f" own, got {group['scale']!r}"
+        )
+    if group["coefficients"] != "schattor" and power != 0:
+        raise ValueError(
+            f"{who}: coefficients must be \"schattor\" unless p is inf (power 0),"
+            f" got {group['coefficients']!r} with power {power:g}"
+        )
+    depths = chains.depths()
+    if group["coefficients"] == "schattor" and group["steps"] not in (None, *depths):
+        raise ValueError(
+            f"{who}: steps must be in [{depths[0]}, {depths[-1]}] for the schattor chain,"
+            f" got {group['steps']}"
+        )
+    if group["coupling"] == "block_diagonal":
+        if group["block_weights"] is not None:
+            raise ValueError(
+                f'{who}: block_weights must be None with coupling="block_diagonal", whose weights'
+                f" are one, got {group['block_weights']!r}"
+            )
+        outer_exponent(who, group)
+
+
+def power_of(who: str, group: Group) -> float:
+    """The exponent on the singular values of a group: ``power``, or ``1/(p-1)``."""
+    p, power = group["p"], group["power"]
+    check(who, "p", p)
+    check(who, "power", power)
+    if (p is None) == (power is None):
+        raise ValueError(f"{who}: give p or power, not both, got p={p} and power={power}")
+    return float(power) if power is not None else exponents.power_of(float(p))
+
+
+def scale_of(group: Group) -> str:
+    """The group's ``scale``, with None resolved by its oracle."""
+    scale: str | None = group["scale"]
+    return scale or ("rms" if group["oracle"] == "ball" else "unit")
+
+
+def outer_exponent(who: str, group: Group) -> float | None:
+    """A of the norm over blocks, or None where the coupling leaves every block independent."""
+    coupling, ball = group["coupling"], group["oracle"] == "ball"
+    independent = math.inf if ball else 2.0
+    if coupling is None:
+        return None
+    if coupling == "block_diagonal":
+        power = power_of(who, group)
+        if power < 0:
+            raise ValueError(
+                f'{who}: power must be >= 0 with coupling="block_diagonal", which needs a norm,'
+                f" got {power:g}"
+            )
+        outer = exponents.p_of(power)
+    else:
+        outer = {"max": math.inf, "l2": 2.0, "greedy": 1.0}.get(coupling, coupling)
+    return None if outer == independent else float(outer)
+
+
+def resolve(defaults: Group, group: Group) -> Group:
+    """A group over its defaults, where one of p and power replaces the other; p=inf for neither."""
+    full = {**defaults, **group}
+    given = [key for key in ("p", "power") if group.get(key) is not None]
+    if len(given) == 1:
+        full["power" if given == ["p"] else "p"] = None
+    elif full["p"] is None and full["power"] is None:
+        full["p"] = math.inf
+    return full
+
+
+def number(value: Any) -> float:
+    """A hyperparameter on the host as a float; a tensor of one element is read."""
+    return float(value)
+
+
+def plain(value: Any) -> Any:
+    """A value with numpy scalars made Python numbers, and all else as it is.
+
+    A learning rate out of a numpy schedule would otherwise keep a checkpoint from being read with
+    ``torch.load(weights_only=True)``.
+    """
+    if isinstance(value, (bool, Tensor)) or type(value) in (int, float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(plain(v) for v in value)
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    return value

@@ -1,0 +1,26 @@
+"""Fixtures that every test may use: seeds, and the instruction sets of this processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from schattor import _C
+
+LEVELS = ("baseline", "avx2", "avx512", "amx")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=LEVELS[: LEVELS.index(_C.detected_cpu_level()) + 1])
+def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set that this processor has, in turn, forced."""
+    before = _C.cpu_level()
+    _C.force_cpu_level(request.param)
+    yield request.param
+    _C.force_cpu_level(before)
