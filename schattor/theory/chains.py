@@ -1,15 +1,17 @@
 """Coefficients of every matrix polynomial that the library runs; read from one committed table.
 
 One chain of odd quintic steps `X <- X (a I + b A + c A^2)`, `A = X'X`, serves every power in
-[MIN_POWER, 1]: the direction is a weighted sum of its iterates, `O(power) = sum_k w_k(power) X_k`.
-Sharper directions (1 < power) are one polynomial in the singular values. The numbers are made by
-`python -m schattor.theory.fit` and lie in `chains_table.json`. Derived.
+[MIN_POWER, CHAIN_MAX_POWER]: the direction is a weighted sum of its iterates, `O(power) = sum_k
+w_k(power) X_k`, and only the weights know the power. Sharper directions are a polynomial made by
+squaring the Gram matrix. The numbers lie in `chains_table.json`, which `python -m
+schattor.theory.fit` makes. Derived.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -17,14 +19,15 @@ from typing import Any
 __all__ = [
     "MIN_POWER",
     "CHAIN_MAX_POWER",
+    "SHARP_COSINE",
     "SQUARINGS_MAX_POWER",
     "UPPER",
     "WARN_BELOW_POWER",
     "band",
     "depths",
     "final_weights",
+    "mixture",
     "names",
-    "quintic",
     "smallest",
     "squarings",
     "steps",
@@ -37,14 +40,18 @@ MIN_POWER = -0.3
 """Least power that the shared chain approximates."""
 WARN_BELOW_POWER = -0.2
 """Powers below this one are accepted, but their band is wide."""
-CHAIN_MAX_POWER = 2.15
-"""`quintic` serves 1 < power <= QUINTIC_MAX_POWER."""
+CHAIN_MAX_POWER = 2.3
+"""The chain serves power in [MIN_POWER, CHAIN_MAX_POWER], that is p >= 1.44, and beyond p = inf."""
 SQUARINGS_MAX_POWER = 33.0
-"""`squarings` serves QUINTIC_MAX_POWER < power <= SQUARINGS_MAX_POWER."""
+"""Gram squarings serve CHAIN_MAX_POWER < power <= SQUARINGS_MAX_POWER, that is p >= 1.031."""
+SHARP_COSINE = 0.999
+"""For power > 1: least cosine between a direction and the exact one, over `spectra.spectra()`."""
 UPPER = 1.01
 """Largest singular value that every band covers: 1 and the rounding of a half-precision input."""
 
 _FIRST_DEPTH, _LAST_DEPTH = 4, 10
+
+# The caches below are typed, so that depth 5.0 does not find what depth 5 left there.
 
 
 @lru_cache(maxsize=1)
@@ -62,11 +69,10 @@ def _series(coefficients: list[float], x: float) -> float:
     return x * last - before + coefficients[0]
 
 
-def _number(who: str, power: float, low: float, high: float, interval: str) -> float:
+def _number(who: str, power: float, low: float, high: float) -> float:
     value = float(power)
-    inside = low < value <= high if interval[0] == "(" else low <= value <= high
-    if not inside:
-        raise ValueError(f"{who}: power must be in {interval}, got {power}")
+    if not low <= value <= high:
+        raise ValueError(f"{who}: power must be in [{low:g}, {high:g}], got {power}")
     return value
 
 
@@ -98,7 +104,10 @@ def names() -> tuple[str, ...]:
 
 
 def smallest(depth: int) -> float:
-    """Least singular value, relative to the scale, that a chain of `depth` steps treats exactly.
+    """Least singular value, relative to the scale, that `band` covers with `depth` steps.
+
+    Below it directions fall off softly and never overshoot. Raises ValueError for a depth outside
+    `depths()`. Derived.
 
     >>> smallest(5)
     0.01
@@ -107,13 +116,14 @@ def smallest(depth: int) -> float:
     return low
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256, typed=True)
 def steps(coefficients: str, depth: int) -> tuple[Step, ...]:
     """The `depth` triples (a, b, c) of the steps `X <- X (a I + b A + c A^2)`, `A = X'X`.
 
     `coefficients`: "schattor" (the shared chain, depth in `depths()`), "jordan", "polar_express"
-    (its last row repeated) or "newton_schulz" (any depth >= 1; these three are for power 0).
-    Raises ValueError for another name or depth, TypeError for a depth that is not an int.
+    (with its safety factor, its last row repeated) or "newton_schulz" (any depth >= 1; these three
+    are for power 0 and `final_weights`). All take singular values up to 1. Raises ValueError for
+    another name or depth, TypeError for a depth that is not an int.
     Source: Jordan et al. 2024 (Muon); Amsel et al. arXiv 2505.16932; "schattor" derived.
 
     >>> steps("jordan", 2)
@@ -132,7 +142,7 @@ def steps(coefficients: str, depth: int) -> tuple[Step, ...]:
         published = _table()["published"][coefficients]
         safety = published["safety"]
         last = published["rows"][-1]
-        rows = [[v / safety**e for v, e in zip(r, (1, 3, 5))] for r in published["rows"][:-1]]
+        rows = [(a / safety, b / safety**3, c / safety**5) for a, b, c in published["rows"][:-1]]
         rows = (rows + [last] * depth)[:depth]
     return tuple((a, b, c) for a, b, c in rows)
 
@@ -147,84 +157,79 @@ def final_weights(depth: int) -> tuple[float, ...]:
     return (0.0,) * depth + (1.0,)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096, typed=True)
 def weights(power: float, depth: int) -> tuple[float, ...]:
-    """Weights w of the iterates: `sum_k w_k X_k ~ U diag(s^power) V'`, with X_0 scaled to s <= 1.
+    """Weights w of the iterates: `sum_k w_k X_k ~ U diag(s^power) V'`, X_0 scaled to s <= 1.
 
-    `power` in [MIN_POWER, 1], `depth` in `depths()`; depth + 1 numbers. Power 1 gives exactly
-    (1, 0, ..., 0). Continuous in the power. The relative error on [smallest(depth), UPPER] is at
-    most `band(power, depth)`. Raises ValueError outside these ranges. Derived.
+    `power` in [MIN_POWER, CHAIN_MAX_POWER], `depth` in `depths()`; returns depth + 1 numbers,
+    continuous in the power; power 1 gives exactly (1, 0, ..., 0). Up to power 1 the relative error
+    on [smallest(depth), UPPER] is at most `band(power, depth)`; above it the cosine to the exact
+    direction is at least SHARP_COSINE. Raises ValueError outside these ranges. Derived.
 
     >>> weights(1.0, 4)
     (1.0, 0.0, 0.0, 0.0, 0.0)
-    >>> [round(w, 2) for w in weights(0.5, 5)]
-    [0.71, 0.19, 0.11, 0.06, 0.03, 0.03]
+    >>> sum(weights(0.0, 5)) > 1.0
+    True
     """
     row = _table()["chain"]["depths"][_depth("weights", depth)]
-    value = _number("weights", power, MIN_POWER, 1.0, f"[{MIN_POWER}, 1]")
-    # Each series multiplies a factor that vanishes where the weights are pinned: at power 1 to the
-    # matrix itself, and at power 0 the negative branch to the positive one.
-    positive = max(value, 0.0)
-    result = [(1.0 - positive) * _series(c, 2.0 * positive - 1.0) for c in row["weights"]]
+    return mixture(row, _number("weights", power, MIN_POWER, CHAIN_MAX_POWER))
+
+
+def mixture(row: dict[str, Any], power: float) -> tuple[float, ...]:
+    """Evaluates one depth's entry of the table: `weights` for a table that is being made.
+
+    Each branch is pinned by a factor that vanishes where it meets its neighbour: at power 1 all
+    weight is on the matrix itself, at power 0 the negative branch starts from the positive one.
+    """
+    if power > 1.0:
+        x = (2.0 * power - 1.0 - CHAIN_MAX_POWER) / (CHAIN_MAX_POWER - 1.0)
+        branch, pin = row["sharp_weights"], 1.0 - power
+    else:
+        x, pin = 2.0 * max(power, 0.0) - 1.0, 1.0 - max(power, 0.0)
+        branch = row["weights"]
+    result = [pin * _series(c, x) if pin else 0.0 for c in branch]
     result[0] += 1.0
-    if value < 0.0:
-        x = 2.0 * value / -MIN_POWER + 1.0
-        result = [w + value * _series(c, x) for w, c in zip(result, row["negative_weights"])]
+    if power < 0.0:
+        x = 1.0 - 2.0 * power / MIN_POWER
+        negative = (power * _series(c, x) for c in row["negative_weights"])
+        result = [w + change for w, change in zip(result, negative, strict=True)]
     return tuple(result)
 
 
 def band(power: float, depth: int) -> float:
-    """Largest relative error that the chain's scalar function has on [smallest(depth), UPPER].
+    """Largest relative error of the chain's scalar function on [smallest(depth), UPPER].
 
-    A bound for exact arithmetic; `power` in [MIN_POWER, 1], `depth` in `depths()`. Raises
+    In exact arithmetic. `power` in [MIN_POWER, 1], `depth` in `depths()`; power 1 gives 0. Raises
     ValueError outside these ranges. Derived.
 
     >>> band(0.0, 5) < 0.006
     True
     """
     row = _table()["chain"]["depths"][_depth("band", depth)]
-    value = _number("band", power, MIN_POWER, 1.0, f"[{MIN_POWER}, 1]")
+    value = _number("band", power, MIN_POWER, 1.0)
     if value == 1.0:
         return 0.0
     edges: list[float] = _table()["chain"]["band_edges"]
-    cell = max(i for i, edge in enumerate(edges[:-1]) if edge <= value)
+    cell = bisect_right(edges, value) - 1
     bound: float = row["band"][cell]
     return bound
 
 
 @lru_cache(maxsize=1024)
-def quintic(power: float) -> Step:
-    """The step (a, b, c) with `a s + b s^3 + c s^5 ~ s^power`, s relative to the Schatten-4 norm.
-
-    `power` in (1, QUINTIC_MAX_POWER]. Raises ValueError outside. Derived.
-
-    >>> [abs(round(c, 6)) for c in quintic(3.0)]
-    [0.0, 1.0, 0.0]
-    """
-    high = QUINTIC_MAX_POWER
-    value = _number("quintic", power, 1.0, high, f"(1, {high:g}]")
-    a, b, c = _sharpening("quintic", value)
-    return a, b, c
-
-
-@lru_cache(maxsize=1024)
 def squarings(power: float) -> tuple[float, ...]:
-    """Coefficients of s^1, s^3, s^5, s^9, s^17, ... whose sum is near s^power for s in [0, 1].
+    """Coefficients of s^1, s^3, s^5, s^9, s^17 and, if six, s^33, whose sum is near s^power.
 
-    s is relative to an upper bound of the largest singular value, taken from the highest power of
-    the Gram matrix that is used. `power` in (QUINTIC_MAX_POWER, SQUARINGS_MAX_POWER]. Raises
-    ValueError outside. Derived.
+    With A = X X' these are X, A X, A^2 X, A^4 X, A^8 X, A^16 X; s is relative to the upper bound
+    of the largest singular value that the highest power in use gives: `|A^8|_F^(1/16)` for five,
+    `|A^16|_F^(1/32)` for six. `power` in [CHAIN_MAX_POWER, SQUARINGS_MAX_POWER]; the cosine to the
+    exact direction is at least SHARP_COSINE. Raises ValueError outside. Derived.
 
-    >>> [abs(round(c, 6)) for c in squarings(9.0)]
-    [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    >>> [abs(round(c, 2)) for c in squarings(9.0)]
+    [0.0, 0.0, 0.0, 1.0, 0.0]
     """
-    low, high = QUINTIC_MAX_POWER, SQUARINGS_MAX_POWER
-    value = _number("squarings", power, low, high, f"({low:g}, {high:g}]")
-    return _sharpening("squarings", value)
-
-
-def _sharpening(route: str, power: float) -> tuple[float, ...]:
-    rule = _table()[route]
-    low, high = (math.log(edge) for edge in rule["range"])
-    x = (2.0 * math.log(power) - low - high) / (high - low)
-    return tuple(_series(c, x) for c in rule["coefficients"])
+    value = _number("squarings", power, CHAIN_MAX_POWER, SQUARINGS_MAX_POWER)
+    segments: list[dict[str, Any]] = _table()["squarings"]
+    segment = next(row for row in segments if value <= row["range"][1])
+    low, high = (math.log(edge) for edge in segment["range"])
+    x = (2.0 * math.log(value) - low - high) / (high - low)
+    return tuple(_series(c, x) for c in segment["coefficients"])

@@ -1,44 +1,46 @@
-"""Minimax fits of series in the power, by linear programs and Lawson's iteration.
+"""Minimax fits of series in the power, by linear programs and by Lawson's iteration.
 
-Needs numpy and scipy; used by `python -m schattor.theory.fit` alone.
+Used by `python -m schattor.theory.fit` alone. Needs numpy and scipy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from schattor.theory.spectra import condensed, spectra
+from schattor.theory.spectra import Array, condensed, spectra
 
 try:
     import numpy as np
-    from numpy.typing import NDArray
     from scipy.optimize import linprog
 except ImportError as error:
     raise ImportError(
-        f"schattor.theory.minimax needs numpy and scipy ({error.name} is missing): pip install 'schattor[fit]'"
+        f"schattor.theory.minimax needs numpy and scipy ({error.name} is missing): "
+        "pip install 'schattor[fit]'"
     ) from error
 
-Array = NDArray[np.float64]
+__all__ = ["frobenius_minimax", "relative_minimax", "single_power_errors"]
 
 
-def peaks(error: Array, level: float) -> Array:
+def _peaks(error: Array, level: float) -> Array:
     """Indices of the local maxima of `error` above `level`, and both ends."""
     inner = (error[1:-1] >= error[:-2]) & (error[1:-1] >= error[2:]) & (error[1:-1] > level)
-    return np.r_[0, np.flatnonzero(inner) + 1, len(error) - 1]
+    return np.asarray(np.r_[0, np.flatnonzero(inner) + 1, len(error) - 1])
 
 
 def relative_minimax(
     s: Array,
     values: Array,
-    powers: Array,
+    powers: Sequence[float] | Array,
     pinned: Array,
     basis: Array,
     tolerance: Array,
 ) -> Array:
-    """Coefficients C of weights `pinned + C basis(power)`, minimax in |sum w F / s^power - 1|.
+    """Coefficients C of the weights `w = pinned + C basis`, minimax in `|w values / s^power - 1|`.
 
-    values [n, points]; powers [nodes]; pinned [nodes, n]; basis [nodes, terms] (with the factor
-    that vanishes at the pin); tolerance [nodes] divides the errors. Returns C [n, terms].
+    s [points]; values [n, points] of the functions that are mixed; powers [nodes]; pinned
+    [nodes, n]; basis [nodes, terms], with the factor that vanishes at the pin; tolerance [nodes]
+    divides the errors. Returns C [n, terms]. One linear program over all powers, with exchange of
+    points. Raises RuntimeError if the program cannot be solved. Derived.
     """
     n, terms = values.shape[0], basis.shape[1]
     active = [np.unique(np.linspace(0, len(s) - 1, 60).astype(int)) for _ in powers]
@@ -60,26 +62,25 @@ def relative_minimax(
             method="highs",
         )
         if found.x is None:
-            raise RuntimeError(f"fit: the linear program failed: {found.message}")
+            raise RuntimeError(f"relative_minimax: no solution: {found.message}")
         solution, level = found.x[:-1].reshape(n, terms), found.x[-1]
         worst = 0.0
         for i, power in enumerate(powers):
-            weights = pinned[i] + solution @ basis[i]
-            error = np.abs(weights @ values / s**power - 1.0) / tolerance[i]
-            worst = max(worst, error.max())
-            active[i] = np.union1d(active[i], peaks(error, 0.8 * level))
+            mixture = (pinned[i] + solution @ basis[i]) @ values
+            error = np.abs(mixture / s**power - 1.0) / tolerance[i]
+            worst = max(worst, float(error.max()))
+            active[i] = np.union1d(active[i], _peaks(error, 0.8 * level))
         if worst < 1.003 * level:
             break
     return solution
 
 
-def best_errors(s: Array, values: Array, powers: Array) -> Array:
-    """Least relative error at each power alone: what a series can at best reach."""
-    one = np.ones((1, 1))
+def single_power_errors(s: Array, values: Array, powers: Sequence[float] | Array) -> Array:
+    """Least relative error [nodes] of each power alone: the best that any series can reach."""
+    one, none = np.ones((1, 1)), np.zeros((1, len(values)))
     errors = []
     for power in powers:
-        pinned = np.zeros((1, len(values)))
-        w = relative_minimax(s, values, [power], pinned, one, np.ones(1))[:, 0]
+        w = relative_minimax(s, values, [power], none, one, np.ones(1))[:, 0]
         errors.append(np.abs(w @ values / s**power - 1.0).max())
     return np.array(errors)
 
@@ -90,62 +91,74 @@ def frobenius_minimax(
     powers: Array,
     pinned: Array,
     basis: Array,
-    tolerance: Array | None = None,
+    *,
+    freedom: float,
     rounds: int = 300,
-) -> tuple[Array, Array]:
-    """Coefficients C of weights `pinned + C basis(power)`, minimax in the Frobenius error.
+) -> Array:
+    """Coefficients C of the weights `w = pinned + C basis`, minimax in the angle over `spectra`.
 
-    `functions` maps singular values, divided by their Schatten norm of index `norm`, to
-    [n, points]. The error of a spectrum is relative to its exact direction; Lawson's iteration
-    over powers and spectra. Without `tolerance` every power is solved alone first, and its error
-    divides. Returns C [n, terms] and the largest error at each power [nodes].
+    `functions` maps singular values, divided by their Schatten norm of index `norm`, to the
+    [n, points] that are mixed; powers, pinned and basis as in `relative_minimax`. A spectrum's
+    error is the Frobenius distance to its exact direction, relative to it, after a change of size
+    by at most `freedom` (in full at the hardest power, else in proportion to the error there).
+    Each power's errors are divided by what that power alone could reach. Returns C [n, terms].
+    Derived.
     """
-    if tolerance is None:
-        alone = [
-            frobenius_minimax(
-                functions, norm, powers[i : i + 1], pinned[i : i + 1], np.ones((1, 1)),
-                np.ones(1), rounds,
-            )[1][0]
-            for i in range(len(powers))
-        ]  # fmt: skip
-        tolerance = np.array(alone) + 0.1 * max(alone)
-    square, side, rest = [], [], []
+    square, cross = _moments(functions, norm, powers)
+    one, rigid = np.ones((1, 1)), np.zeros(1)
+    alone = np.zeros(len(powers))
+    for i in range(len(powers)):
+        part = square[:, i : i + 1], cross[:, i : i + 1], pinned[i : i + 1]
+        alone[i] = _lawson(*part, one, np.ones(1), rigid, rounds)[1]
+    tolerance = alone + 0.1 * alone.max()
+    size_freedom = freedom * alone / alone.max()
+    return _lawson(square, cross, pinned, basis, tolerance, size_freedom, rounds)[0]
+
+
+def _moments(functions: Callable[[Array], Array], norm: int, powers: Array) -> tuple[Array, Array]:
+    """<f, f> [spectra, powers, n, n] and <f, t>, relative to the targets' own <t, t>."""
+    square, cross = [], []
     for s, count in (condensed(s) for s in spectra().values()):
-        x = s / (count @ s**norm) ** (1.0 / norm)
-        values = functions(x)
-        for i, power in enumerate(powers):
-            target = x**power
-            scale = np.sqrt(count / (count @ target**2)) / tolerance[i]
-            f, t = values * scale, target * scale - pinned[i] @ (values * scale)
-            square.append(f @ f.T)
-            side.append(f @ t)
-            rest.append(t @ t)
-    shape = (-1, len(powers), len(side[0]))
-    square_, side_ = np.reshape(square, (*shape, shape[2])), np.reshape(side, shape)
-    return lawson(square_, side_, np.reshape(rest, shape[:2]), basis, tolerance, rounds)
+        x = s / float(count @ s**norm) ** (1.0 / norm)
+        values, targets = functions(x), x ** powers[:, None]
+        size = (targets**2) @ count
+        square.append((values * count @ values.T)[None] / size[:, None, None])
+        cross.append(targets * count @ values.T / size[:, None])
+    return np.array(square), np.array(cross)
 
 
-def lawson(
-    square: Array, side: Array, rest: Array, basis: Array, tolerance: Array, rounds: int
-) -> tuple[Array, Array]:
-    """Lawson's iteration for the largest of many quadratics in C, over spectra and powers."""
+def _lawson(
+    square: Array,
+    cross: Array,
+    pinned: Array,
+    basis: Array,
+    tolerance: Array,
+    freedom: Array,
+    rounds: int,
+) -> tuple[Array, float]:
+    """Lawson's iteration: C with the least largest error over spectra and powers; that error."""
     n, terms = square.shape[-1], basis.shape[1]
-    share = np.full(rest.shape, 1.0 / rest.size)
-    best, errors = np.inf, np.zeros(len(basis))
-    solution = np.zeros((n, terms))
+    size = np.ones(cross.shape[:2])
+    share = size / size.size
+    best, solution = np.inf, np.zeros((n, terms))
     for _ in range(rounds):
-        gram = np.einsum("jpab,jp,pt,pu->atbu", square, share, basis, basis, optimize=True)
+        pull = share / (size * tolerance) ** 2
+        mean = np.einsum("jpab,jp->pab", square, pull)
+        gram = np.einsum("pab,pt,pu->atbu", mean, basis, basis, optimize=True)
         gram = gram.reshape(n * terms, n * terms)
-        right = np.einsum("jpa,jp,pt->at", side, share, basis).ravel()
+        side = np.einsum("jpa,jp->pa", cross, pull * size)
+        side -= np.einsum("pab,pb->pa", mean, pinned)
+        right = (side.T @ basis).ravel()
         unit = 1.0 / np.sqrt(np.diag(gram))
         c = unit * np.linalg.lstsq(gram * unit * unit[:, None], right * unit, rcond=1e-11)[0]
-        w = basis @ c.reshape(n, terms).T
-        error = np.einsum("jpab,pa,pb->jp", square, w, w, optimize=True)
-        error += rest - 2.0 * np.einsum("jpa,pa->jp", side, w)
-        error = np.sqrt(np.maximum(error, 0.0))
+        w = pinned + basis @ c.reshape(n, terms).T
+        own = np.einsum("jpab,pa,pb->jp", square, w, w, optimize=True)
+        along = np.einsum("jpa,pa->jp", cross, w)
+        error = np.sqrt(np.maximum(own - 2 * size * along + size**2, 0.0))
+        error /= size * tolerance
         if error.max() < best:
-            best, solution = error.max(), c.reshape(n, terms)
-            errors = error.max(0) * tolerance
+            best, solution = float(error.max()), c.reshape(n, terms)
         share *= error + 1e-12
         share /= share.sum()
-    return solution, errors
+        size = np.clip(along, 1.0 - freedom, 1.0 + freedom)
+    return solution, best
