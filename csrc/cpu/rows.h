@@ -27,8 +27,8 @@ struct Scaling {
   T shift, factor;
 };
 
-// Loops in the compute type T. Arrays of one call do not overlap, but a result may be written in
-// place of an argument of the same type.
+// Loops in the compute type T. Arrays of one call do not overlap, except that blend and scale may
+// write in place of an argument.
 template <typename T>
 struct RowLoops {
   // to[i] = from[i * stride].
@@ -42,8 +42,8 @@ struct RowLoops {
   void (*blend)(Blend<T> blend, const T* x, const T* y, int64_t count, T* to);
   // to = shift factor x.
   void (*scale)(Scaling<T> scaling, const T* x, int64_t count, T* to);
-  // sum (shift x)^2 in double, in an order given by count: for float never over- or underflows,
-  // so it is finite exactly where every x is.
+  // sum (shift x)^2 in double, in an order given by count. Squares of floats neither over- nor
+  // underflow there, so the sum is finite exactly where every x is.
   double (*squares)(double shift, const T* x, int64_t count);
   // sum x y in double, in an order given by count.
   double (*inner)(const T* x, const T* y, int64_t count);

@@ -1,0 +1,87 @@
+// Directions back into lists of weights, and gradients into lists of moments.
+#include "levels.h"
+#include "tiles.h"
+
+namespace schattor::cpu {
+namespace {
+
+template <typename T>
+class Scatter {
+ public:
+  explicit Scatter(const ScatterArgs& args) : args_(args), loops_(kernels().rows.in<T>()) {}
+
+  void run(int64_t i, int64_t block) const {
+    Tiles<T> tiles(loops_);
+    if (args_.decay != 1 || args_.scale[i] != 0) step(i, block, tiles);
+    if (args_.momenta != nullptr) accumulate(i, block, tiles);
+  }
+
+ private:
+  Tiling tiling(bool transposed, bool across) const {
+    return transposed ? Tiling(args_.cols, args_.rows, sizeof(T), across)
+                      : Tiling(args_.rows, args_.cols, sizeof(T), across);
+  }
+
+  // w <- decay w - scale direction
+  void step(int64_t i, int64_t block, Tiles<T>& tiles) const {
+    const bool across = lies_transposed(args_.params[i], args_.rows);
+    const Matrix weights = matrix(args_.params[i], args_.param_dtype, across);
+    const Matrix directions =
+        matrix(args_.direction, i, args_.rows, args_.cols, args_.direction_dtype, across);
+    const Blend<T> blend{static_cast<T>(args_.decay), static_cast<T>(-args_.scale[i])};
+    const Tiling grid = tiling(across, across);
+    for (int64_t t = grid.block_begin(block); t < grid.block_begin(block + 1); ++t) {
+      const Tile tile = grid[t];
+      tiles.prefetch_across(directions, grid[t + 1]);
+      const T* direction = tiles.load(directions, tile, 0);
+      T* w = tiles.load(weights, tile, 1);
+      loops_.blend(blend, w, direction, tile.rows * tile.cols, w);
+      tiles.store(weights, tile, w);
+    }
+  }
+
+  // m <- momentum m + c g
+  void accumulate(int64_t i, int64_t block, Tiles<T>& tiles) const {
+    const bool transposed = lies_transposed(args_.momenta[i], args_.rows);
+    const Matrix momenta = matrix(args_.momenta[i], args_.momentum_dtype, transposed);
+    const Matrix grads = matrix(args_.grads[i], args_.grad_dtype, transposed);
+    const double momentum = args_.rule.momentum;
+    const Blend<T> blend{static_cast<T>(momentum),
+                         static_cast<T>(args_.rule.ema ? 1 - momentum : 1)};
+    const bool across = transposed != lies_transposed(args_.grads[i], args_.rows);
+    const Tiling grid = tiling(transposed, across);
+    for (int64_t t = grid.block_begin(block); t < grid.block_begin(block + 1); ++t) {
+      const Tile tile = grid[t];
+      const T* g = tiles.load(grads, tile, 0);
+      T* m = tiles.load(momenta, tile, 1);
+      loops_.blend(blend, m, g, tile.rows * tile.cols, m);
+      tiles.store(momenta, tile, m);
+    }
+  }
+
+  const ScatterArgs& args_;
+  const RowLoops<T>& loops_;
+};
+
+template <typename T>
+void scatter(const ScatterArgs& args, const Parallel& parallel) {
+  const Scatter<T> one(args);
+  const int64_t blocks = block_count(args.rows * args.cols);
+  parallel.run(args.batch * blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      if (args.finite[unit / blocks]) one.run(unit / blocks, unit % blocks);
+    }
+  });
+}
+
+}  // namespace
+
+void scatter_update(const ScatterArgs& args, const Parallel& parallel) {
+  const bool in_double =
+      args.param_dtype == Dtype::kFloat64 || args.direction_dtype == Dtype::kFloat64 ||
+      (args.momenta != nullptr &&
+       (args.grad_dtype == Dtype::kFloat64 || args.momentum_dtype == Dtype::kFloat64));
+  return in_double ? scatter<double>(args, parallel) : scatter<float>(args, parallel);
+}
+
+}  // namespace schattor::cpu
