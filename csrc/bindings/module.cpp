@@ -22,11 +22,12 @@ void force_cpu_level(const std::string& name) {
   for (size_t i = 0; i < kLevelNames.size(); ++i) {
     if (name != kLevelNames[i]) continue;
     if (schattor::cpu::force_level(static_cast<Level>(i))) return;
-    throw std::invalid_argument("force_cpu_level: level must be one that the processor has, up to " +
-                                name_of(schattor::cpu::detected_level()) + ", got " + name);
+    throw std::invalid_argument(
+        "force_cpu_level: level must be one that the processor has, up to " +
+        name_of(schattor::cpu::detected_level()) + ", got " + name);
   }
-  throw std::invalid_argument(
-      "force_cpu_level: level must be baseline, avx2, avx512 or amx, got " + name);
+  throw std::invalid_argument("force_cpu_level: level must be baseline, avx2, avx512 or amx, got " +
+                              name);
 }
 
 schattor::cpu::Dtype dtype_named(const std::string& name) {

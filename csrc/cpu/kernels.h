@@ -47,8 +47,8 @@ struct GatherArgs {
   const View* momenta;  // (batch), or null: no momentum, M = g
   Dtype grad_dtype, momentum_dtype, wide_dtype;
   MomentumRule rule;
-  void* wide;      // (batch, rows, cols); zero where M is zero or not finite
-  double* norms;   // (batch) |M|_F, zero where M is zero or not finite
+  void* wide;       // (batch, rows, cols); zero where M is zero or not finite
+  double* norms;    // (batch) |M|_F, zero where M is zero or not finite
   uint8_t* finite;  // (batch) 1 where every entry of M is finite, else 0
 };
 void gather_momentum(const GatherArgs& args, const Parallel& parallel);
@@ -80,7 +80,7 @@ struct Direction {
 // The input is first divided by its Schatten-4 norm, and the mixture multiplied by that to power.
 struct ChainArgs {
   int64_t batch, rows, cols;
-  Dtype dtype;       // of wide, of the iterates and of the direction; sums are float32 (float64)
+  Dtype dtype;       // of wide and direction; iterates are float32 (float64), on AMX bfloat16
   const void* wide;  // (batch, rows, cols)
   int64_t depth;
   const double* steps;    // (depth, 3) a, b, c
@@ -104,8 +104,8 @@ int64_t chain_workspace_bytes(const ChainArgs& args, int threads);
 struct SquaringsArgs {
   int64_t batch, rows, cols;
   Dtype dtype;
-  const void* wide;  // (batch, rows, cols)
-  int64_t count;     // of coefficients, 3 .. 6
+  const void* wide;            // (batch, rows, cols)
+  int64_t count;               // of coefficients, 3 .. 6
   const double* coefficients;  // (count)
   const double* powers;        // (batch)
   Direction direction;
@@ -128,11 +128,11 @@ struct PartialSvdArgs {
   int64_t batch, rows, cols, rank;  // 1 <= rank <= rows
   int64_t iterations;               // >= 1
   Dtype dtype;                      // kFloat32 or kFloat64, of everything
-  const void* wide;   // (batch, rows, cols)
-  const void* start;  // (batch, cols, rank): where the iteration begins
-  void* u;            // (batch, rows, rank)
-  void* s;            // (batch, rank), descending
-  void* v;            // (batch, cols, rank)
+  const void* wide;                 // (batch, rows, cols)
+  const void* start;                // (batch, cols, rank): where the iteration begins
+  void* u;                          // (batch, rows, rank)
+  void* s;                          // (batch, rank), descending
+  void* v;                          // (batch, cols, rank)
 };
 void partial_svd(const PartialSvdArgs& args, const Parallel& parallel);
 

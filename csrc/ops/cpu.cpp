@@ -1,11 +1,10 @@
 // CPU key: checks, then the kernels of csrc/cpu on torch's own thread pool.
-#include "../cpu/kernels.h"
-
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 
+#include "../cpu/kernels.h"
 #include "checks.h"
 
 namespace schattor::ops {
@@ -98,8 +97,8 @@ Directed chain_direction(Tensor wide, std::vector<double> steps, Tensor weights,
   check.numbers("powers", powers, {batch});
   for (size_t i = 0; i < restarts.size(); ++i) {
     const int64_t previous = i == 0 ? 0 : restarts[i - 1];
-    check.require(restarts[i] > previous && restarts[i] < depth,
-                  "restarts must rise within 1 .. ", depth - 1, ", got ", restarts[i], " at ", i);
+    check.require(restarts[i] > previous && restarts[i] < depth, "restarts must rise within 1 .. ",
+                  depth - 1, ", got ", restarts[i], " at ", i);
   }
 
   const Directed out = new_direction(wide);
@@ -144,9 +143,9 @@ std::tuple<Tensor, Tensor, Tensor> partial_svd(Tensor wide, int64_t rank, int64_
   const Checks check("partial_svd");
   check.wide_batch("wide", wide);
   const int64_t batch = wide.size(0), rows = wide.size(1), cols = wide.size(2);
-  check.require(
-      wide.scalar_type() == ScalarType::Double || wide.scalar_type() == ScalarType::Float,
-      "wide must be float64 or float32, got ", torch::headeronly::toString(wide.scalar_type()));
+  check.require(wide.scalar_type() == ScalarType::Double || wide.scalar_type() == ScalarType::Float,
+                "wide must be float64 or float32, got ",
+                torch::headeronly::toString(wide.scalar_type()));
   check.require(rank >= 1 && rank <= rows, "rank must be in 1 .. ", rows, ", got ", rank);
   check.require(iterations >= 1, "iterations must be at least 1, got ", iterations);
   check.shape("start", start, {batch, cols, rank});

@@ -1,0 +1,98 @@
+// Matrix products for the chain, one table per instruction set (products.inc, thin_products.inc).
+//
+// A matrix lies in *strips* of a few vectors' width, row after row, each strip contiguous. Every
+// product reads its operands as they lie and writes its result the same way, so that nothing is
+// packed between products. To that end the input is held transposed, Y = X' (cols, rows): then Y,
+// Y'Y and its polynomials all have the same columns and the same strips.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace schattor::cpu {
+
+struct StripLayout {
+  int64_t columns;  // of every matrix
+  int64_t lanes;    // of a vector
+  int64_t width;    // columns of a strip, the last one padded: 1 .. kMaxStripVectors vectors
+  int64_t strips;
+
+  int64_t padded_rows(int64_t rows) const { return (rows + lanes - 1) / lanes * lanes; }
+  // Elements of one strip, and of a matrix, of so many rows.
+  int64_t stride(int64_t rows) const { return padded_rows(rows) * width; }
+  int64_t size(int64_t rows) const { return stride(rows) * strips; }
+};
+
+constexpr int64_t kMaxStripVectors = 3;
+
+// result = scale left right + addend_scale addend, and at the same time
+// sum (+)= result_weight result + addend_weight addend. Result and sum overlap no operand.
+// Padding must hold zeros, and is left so.
+template <typename T>
+struct Product {
+  StripLayout layout;
+  int64_t rows, depth;  // result (rows, columns) of sums of depth terms
+  const T* left;        // (rows, depth); transposed: (depth, rows)
+  const T* right;       // (depth, columns)
+  bool transposed;      // else depth = columns
+  bool symmetric;       // the result is: one triangle is computed and mirrored, of sum not mirrored
+  T* result;
+  T scale = 1;
+  const T* addend = nullptr;  // like result, or none
+  T addend_scale = 0;
+  T* sum = nullptr;  // like result, or none
+  T result_weight = 0, addend_weight = 0;
+  bool sum_begins = false;  // sum = instead of sum +=
+};
+
+// The share of one of several workers in a job. Shares do not overlap, and the split changes no
+// bit.
+struct Share {
+  int64_t worker, workers;
+
+  int64_t begin(int64_t count) const { return count * worker / workers; }
+  int64_t end(int64_t count) const { return count * (worker + 1) / workers; }
+};
+
+template <typename T>
+struct Products {
+  int64_t lanes;
+
+  void (*multiply)(const Product<T>& product, Share share);
+  // Copies the triangle on and above the diagonal of a square matrix onto the other.
+  void (*mirror)(StripLayout layout, T* matrix, Share share);
+
+  // inner += <x, y>, square += |y|^2 of row-major matrices, in double but for runs of terms.
+  void (*overlap)(const T* x, int64_t x_stride, const T* y, int64_t y_stride, int64_t rows,
+                  int64_t cols, double* inner, double* square);
+
+  // For a few long rows, x (rows, cols) row-major, padded with zeros to a multiple of kThinRows
+  // rows and of `lanes` columns: sums += the terms of x x', kept apart by lane.
+  void (*thin_gram)(const T* x, int64_t stride, int64_t rows, int64_t cols, T* sums);
+  // Elements of these sums.
+  int64_t (*thin_sums)(int64_t rows);
+  // gram, in strips, = the totals of the sums.
+  void (*thin_total)(StripLayout layout, const T* sums, T* gram);
+  // out = s x, for s symmetric, in strips, and out padded like x; and the overlap of x with out.
+  void (*thin_apply)(StripLayout layout, const T* s, const T* x, int64_t x_stride, int64_t cols,
+                     T* out, int64_t out_stride, double* inner, double* square);
+};
+
+constexpr int64_t kThinRows = 8;
+
+struct ProductKernels {
+  Products<float> in_float;
+  Products<double> in_double;
+
+  template <typename T>
+  const Products<T>& in() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return in_float;
+    } else {
+      return in_double;
+    }
+  }
+};
+
+}  // namespace schattor::cpu
