@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import difflib
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from schattor import planning
+from schattor.planning import FLOATING
 from schattor.theory import chains, exponents
 
 __all__ = [
-    "FLOATING",
     "Group",
+    "State",
     "check",
     "check_group",
-    "number",
+    "check_keys",
+    "check_together",
     "outer_exponent",
     "plain",
+    "planning_settings",
     "power_of",
     "resolve",
     "scale_of",
 ]
 
 Group = dict[str, Any]
+State = MutableMapping[Tensor, dict[str, Any]]
 
-FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes that the matrix rule takes."""
+_ANY_DEVICE = planning.DeviceFacts("cpu", True, "baseline")
 
-# Keys that other code puts into groups and that no optimizer reads.
-_FOREIGN = ("params", "param_names", "initial_lr", "initial_momentum", "name", "lr_scale", "routes")
+# Keys of a group that are checked elsewhere, or that other code puts there.
+_OTHER_KEYS = (
+    *("params", "param_names", "p", "power", "blocks", "format"),
+    *("initial_lr", "initial_momentum", "name", "lr_scale"),
+)
 
 
 class Requirement(NamedTuple):
@@ -46,10 +52,6 @@ class Requirement(NamedTuple):
 
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
-
-
-def _between(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda value: not _is_flag(value) and low <= float(value) <= high
 
 
 def _below(low: float, high: float) -> Callable[[Any], bool]:
@@ -69,24 +71,24 @@ def _optional(requirement: Requirement) -> Requirement:
 
 
 def _is_rate(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and 0 <= float(value) < math.inf
+    if isinstance(value, Tensor):  # one on another device is not read: it may be captured
+        return value.numel() == 1 and (not value.is_cpu or 0 <= float(value) < math.inf)
     return not _is_flag(value) and 0 <= float(value) < math.inf
 
 
 def _is_coupling(value: Any) -> bool:
-    if isinstance(value, str):
-        return value in ("max", "l2", "greedy", "block_diagonal")
+    if value is None or isinstance(value, str):
+        return value in (None, "max", "l2", "greedy", "block_diagonal")
     return not _is_flag(value) and float(value) >= 1
 
 
 def _are_weights(value: Any) -> bool:
     weights = list(value.values()) if isinstance(value, Mapping) else [value]
-    return all(isinstance(w, Real) and not _is_flag(w) and 0 < w < math.inf for w in weights)
+    return all(isinstance(w, Real) and not _is_flag(w) and 0 < float(w) < math.inf for w in weights)
 
 
 def _are_betas(value: Any) -> bool:
-    return len(value) == 2 and all(isinstance(b, Real) and 0 <= b < 1 for b in value)
+    return len(value) == 2 and all(isinstance(b, Real) and 0 <= float(b) < 1 for b in value)
 
 
 _FLAG = Requirement((bool,), lambda value: True, "a bool")
@@ -99,17 +101,13 @@ _RATE = Requirement((Real, Tensor), _is_rate, "a finite number >= 0 (or a tensor
 
 REQUIREMENTS: dict[str, Requirement] = {
     "lr": _RATE,
-    "p": _optional(Requirement((Real,), _between(1, math.inf), "in [1, inf]"))._replace(
-        words="in [1, inf]"
-    ),
-    "power": _optional(
-        Requirement((Real,), _between(chains.MIN_POWER, math.inf), "")
-    )._replace(words=f"in [{chains.MIN_POWER}, inf]"),
     "rule": _choice("matrix", "adamw", "sgd", "sign"),
     "oracle": _choice("ball", "regularized"),
-    "coupling": _optional(
-        Requirement((str, Real), _is_coupling, "")
-    )._replace(words='None, "max", "l2", "greedy", "block_diagonal" or a number >= 1'),
+    "coupling": Requirement(
+        (str, Real, type(None)),
+        _is_coupling,
+        'None, "max", "l2", "greedy", "block_diagonal" or a number >= 1',
+    ),
     "block_weights": _optional(
         Requirement((Real, Mapping), _are_weights, "positive: a number, or one a name pattern")
     ),
@@ -130,6 +128,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "capturable": _FLAG,
     "workspace_mb": Requirement((Real,), lambda value: value > 0, "a number > 0"),
     "momentum_dtype": _optional(_DTYPE),
+    "routes": Requirement((str,), lambda value: True, "a str"),
 }
 
 
@@ -143,64 +142,76 @@ def check(who: str, key: str, value: Any) -> None:
         raise ValueError(f"{who}: {key} must be {requirement.words}, got {value!r}")
 
 
-def check_group(who: str, group: Group) -> None:
-    """Check every key of a group, and what the keys of a matrix group mean together.
+def check_keys(who: str, group: Group) -> None:
+    """Raise ValueError for a key that is a near miss of one of ours: a misspelt ``weight_decay``.
 
-    A key that is not ours is left alone, unless it is a near miss of one: a misspelt
-    ``weight_decay`` must not pass in silence.
+    Other keys are the caller's own, and stay.
     """
-    for key, value in group.items():
-        if key in REQUIREMENTS:
-            check(who, key, value)
-        elif key not in _FOREIGN and key != "blocks":
-            near = difflib.get_close_matches(key, REQUIREMENTS, n=1, cutoff=0.8)
+    for key in group:
+        if key not in REQUIREMENTS and key not in _OTHER_KEYS:
+            near = difflib.get_close_matches(str(key), (*REQUIREMENTS, "blocks"), n=1, cutoff=0.8)
             if near:
-                raise ValueError(f"{who}: unknown key {key!r} in a group; did you mean {near[0]!r}?")
+                raise ValueError(
+                    f"{who}: unknown key {key!r} in a group; did you mean {near[0]!r}?"
+                )
+
+
+def check_group(who: str, group: Group) -> None:
+    """Check every key of a group, and what the keys of a matrix group mean together."""
+    for key in REQUIREMENTS.keys() & group.keys():
+        check(who, key, group[key])
+    power_of(who, group)
     if group["rule"] == "matrix":
         _check_matrix_group(who, group)
 
 
 def _check_matrix_group(who: str, group: Group) -> None:
     power = power_of(who, group)
-    if power < chains.WARN_BELOW_POWER:
-        warnings.warn(
-            f"{who}: power={power:g} is below {chains.WARN_BELOW_POWER}; small singular values are"
-            " amplified and the direction's error grows",
-            stacklevel=2,
-        )
     if group["oracle"] == "regularized" and group["scale"] not in (None, "unit"):
         raise ValueError(
             f'{who}: scale must be None or "unit" with oracle="regularized", whose length is its'
             f" own, got {group['scale']!r}"
         )
-    if group["coefficients"] != "schattor" and power != 0:
+    if group["coupling"] == "block_diagonal" and group["block_weights"] is not None:
         raise ValueError(
-            f"{who}: coefficients must be \"schattor\" unless p is inf (power 0),"
-            f" got {group['coefficients']!r} with power {power:g}"
+            f'{who}: block_weights must be None with coupling="block_diagonal", whose weights are'
+            f" one, got {group['block_weights']!r}"
         )
-    depths = chains.depths()
-    if group["coefficients"] == "schattor" and group["steps"] not in (None, *depths):
+    outer_exponent(who, group, power)
+    try:  # what p and the settings of the chain allow together is the planner's to say
+        planning.plan(power, 8, 8, torch.float32, _ANY_DEVICE, **planning_settings(group))
+    except ValueError as error:
+        raise ValueError(str(error).replace("plan:", f"{who}:", 1)) from None
+
+
+def check_together(who: str, groups: Iterable[Group]) -> None:
+    """Raise ValueError where ``coupling="block_diagonal"`` meets more than one p."""
+    powers = {
+        power_of(who, group)
+        for group in groups
+        if group["rule"] == "matrix" and group["coupling"] == "block_diagonal"
+    }
+    if len(powers) > 1:
+        found = ", ".join(f"{power:g}" for power in sorted(powers))
         raise ValueError(
-            f"{who}: steps must be in [{depths[0]}, {depths[-1]}] for the schattor chain,"
-            f" got {group['steps']}"
+            f'{who}: p must be one for all groups with coupling="block_diagonal",'
+            f" got powers {found}"
         )
-    if group["coupling"] == "block_diagonal":
-        if group["block_weights"] is not None:
-            raise ValueError(
-                f'{who}: block_weights must be None with coupling="block_diagonal", whose weights'
-                f" are one, got {group['block_weights']!r}"
-            )
-        outer_exponent(who, group)
+
+
+def planning_settings(group: Group) -> dict[str, Any]:
+    """The keys of a group that the planner reads."""
+    return {
+        "method": group["method"],
+        "steps": plain(group["steps"]),
+        "chain_dtype": group["chain_dtype"],
+        "coefficients": group["coefficients"],
+    }
 
 
 def power_of(who: str, group: Group) -> float:
     """The exponent on the singular values of a group: ``power``, or ``1/(p-1)``."""
-    p, power = group["p"], group["power"]
-    check(who, "p", p)
-    check(who, "power", power)
-    if (p is None) == (power is None):
-        raise ValueError(f"{who}: give p or power, not both, got p={p} and power={power}")
-    return float(power) if power is not None else exponents.power_of(float(p))
+    return planning.power_of(who, group["p"], group["power"])
 
 
 def scale_of(group: Group) -> str:
@@ -209,14 +220,12 @@ def scale_of(group: Group) -> str:
     return scale or ("rms" if group["oracle"] == "ball" else "unit")
 
 
-def outer_exponent(who: str, group: Group) -> float | None:
+def outer_exponent(who: str, group: Group, power: float) -> float | None:
     """A of the norm over blocks, or None where the coupling leaves every block independent."""
-    coupling, ball = group["coupling"], group["oracle"] == "ball"
-    independent = math.inf if ball else 2.0
+    coupling = group["coupling"]
     if coupling is None:
         return None
     if coupling == "block_diagonal":
-        power = power_of(who, group)
         if power < 0:
             raise ValueError(
                 f'{who}: power must be >= 0 with coupling="block_diagonal", which needs a norm,'
@@ -224,8 +233,10 @@ def outer_exponent(who: str, group: Group) -> float | None:
             )
         outer = exponents.p_of(power)
     else:
-        outer = {"max": math.inf, "l2": 2.0, "greedy": 1.0}.get(coupling, coupling)
-    return None if outer == independent else float(outer)
+        named = {"max": math.inf, "l2": 2.0, "greedy": 1.0}
+        outer = named[coupling] if coupling in named else float(coupling)
+    independent = math.inf if group["oracle"] == "ball" else 2.0
+    return None if outer == independent else outer
 
 
 def resolve(defaults: Group, group: Group) -> Group:
@@ -237,11 +248,6 @@ def resolve(defaults: Group, group: Group) -> Group:
     elif full["p"] is None and full["power"] is None:
         full["p"] = math.inf
     return full
-
-
-def number(value: Any) -> float:
-    """A hyperparameter on the host as a float; a tensor of one element is read."""
-    return float(value)
 
 
 def plain(value: Any) -> Any:

@@ -6,19 +6,16 @@ AdamW and SGD are torch's own functions on our groups and states, so that they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.sgd import sgd as torch_sgd
 
-from schattor.optim._settings import Group
+from schattor.optim._settings import Group, State, plain
 
-__all__ = ["RULES", "State", "adamw", "sgd", "sign"]
-
-State = MutableMapping[Tensor, dict[str, Any]]
+__all__ = ["RULES", "adamw", "sgd", "sign"]
 
 
 def _with_gradient(group: Group) -> list[Tensor]:
@@ -59,7 +56,7 @@ def adamw(group: Group, state: State) -> None:
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
-        lr=group["lr"],
+        lr=plain(group["lr"]),
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=group["maximize"],
@@ -79,7 +76,7 @@ def sgd(group: Group, state: State) -> None:
         momenta,
         weight_decay=group["weight_decay"],
         momentum=group["momentum"],
-        lr=group["lr"],
+        lr=plain(group["lr"]),
         dampening=group["dampening"],
         nesterov=group["nesterov"],
         maximize=group["maximize"],
@@ -96,7 +93,7 @@ def sign(group: Group, state: State) -> None:
     (Schattor, arXiv 2606.15702, vector blocks). ``M`` follows ``momentum``, ``momentum_form`` and
     ``nesterov`` as a matrix would.
     """
-    lr, momentum = group["lr"], group["momentum"]
+    lr, momentum = plain(group["lr"]), group["momentum"]
     share = 1 - momentum if group["momentum_form"] == "ema" else 1.0
     for param in _with_gradient(group):
         assert param.grad is not None

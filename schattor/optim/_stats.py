@@ -1,0 +1,85 @@
+"""Numbers about the last step and words about its routes; nothing here runs in a step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from schattor import functional, ops
+from schattor.directions import wide_direction
+from schattor.optim._buckets import Bucket
+from schattor.optim._sizes import over
+from schattor.optim._stepper import Stepper
+from schattor.theory import exponents
+
+__all__ = ["describe", "statistics"]
+
+
+def describe(stepper: Stepper) -> str:
+    """One line a bucket: how many blocks of what shape, on what device, by which route and why."""
+    if not stepper.buckets:
+        return "routes: planned at the first step"
+    lines = ["routes:"]
+    for bucket in stepper.buckets:
+        key = bucket.key
+        dtype = str(key.param_dtype).removeprefix("torch.")
+        lines.append(
+            f"    group {key.group_index}: {len(bucket.names)} x {key.rows}x{key.cols} {dtype} on"
+            f" {key.device}: {bucket.plan}"
+        )
+    return "\n".join(lines)
+
+
+def statistics(stepper: Stepper, *, spectra: bool) -> dict[str, Any]:
+    """See :meth:`schattor.Schattor.stats`."""
+    blocks: dict[str, dict[str, float]] = {}
+    for bucket in stepper.buckets:
+        if bucket.measured:
+            columns = _columns(bucket, spectra)
+            names, table = [*columns], torch.stack([*columns.values()]).cpu().tolist()
+            for index, block in enumerate(bucket.names):
+                values = {name: row[index] for name, row in zip(names, table, strict=True)}
+                blocks[block] = {**_index(bucket.power), **values}
+    counts = stepper.nonfinite.values()
+    return {"nonfinite": sum(int(count) for count in counts), "blocks": blocks}
+
+
+def _index(power: float) -> dict[str, float]:
+    return {"power": power} if power < 0 else {"p": exponents.p_of(power)}
+
+
+def _columns(bucket: Bucket, spectra: bool) -> dict[str, Tensor]:
+    """A float64 vector for each statistic, one number a block."""
+    dual, square, scale = (torch.cat(part) for part in zip(*bucket.measured, strict=True))
+    size = math.sqrt(bucket.key.rows * bucket.key.cols)
+    weights = [param.float().norm() for param in bucket.params]
+    columns = {
+        "dual_norm": dual,
+        "update_rms": scale.abs() * square.sqrt() / size,
+        "weight_rms": torch.stack(weights).to(dual.dtype) / size,
+    }
+    if spectra and bucket.momenta:
+        parts = [_spectral(bucket, chunk) for chunk in bucket.chunks]
+        columns |= {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return columns
+
+
+def _spectral(bucket: Bucket, chunk: slice) -> dict[str, Tensor]:
+    """What needs singular values of the momentum, of the blocks of a chunk."""
+    count, plan = chunk.stop - chunk.start, bucket.plan
+    shape = (count, bucket.key.rows, bucket.key.cols)
+    wide = torch.empty(shape, dtype=plan.dtype, device=bucket.key.device)
+    norms, still = bucket.powers[chunk].clone(), torch.zeros_like(bucket.momentum)
+    finite = torch.empty(count, dtype=torch.bool, device=wide.device)
+    ops.gather_momentum(bucket.momenta[chunk], [], still, False, False, wide, norms, finite)
+    _, s, _ = functional.partial_svd(wide, 1)
+    columns = {"stable_rank": over(finite.to(norms.dtype), s[:, 0].to(norms.dtype).square())}
+    if bucket.power == 0:
+        weights = None if bucket.chain_weights is None else bucket.chain_weights[chunk]
+        found = wide_direction(wide, bucket.powers[chunk], weights, plan).direction.to(norms.dtype)
+        residual = found @ found.mT - torch.eye(shape[1], dtype=norms.dtype, device=wide.device)
+        columns["polar_error"] = residual.square().mean(2).sum(1).sqrt()
+    return columns

@@ -1,0 +1,320 @@
+"""The optimizer: every weight matrix along the oracle of a Schatten norm, the rest with AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from schattor.optim import elementwise
+from schattor.optim._checkpoint import (
+    FORMAT,
+    check_state_dict,
+    complete,
+    plain_groups,
+    restored,
+)
+from schattor.optim._groups import (
+    name_of,
+    refuse_parameter,
+    refuse_unmatched_weights,
+    split,
+    to_groups,
+)
+from schattor.optim._settings import Group, check_group, check_keys, check_together, resolve
+from schattor.optim._stats import describe, statistics
+from schattor.optim._stepper import Stepper
+
+__all__ = ["Params", "Schattor"]
+
+Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+Closure = Callable[[], Any]
+Schedule = Callable[[int], float]
+
+
+class Schattor(Optimizer):
+    r"""Moves every weight matrix along a linear minimisation oracle of a Schatten-p norm.
+
+    .. math::
+       \begin{aligned}
+       &\textbf{for}\ t = 1, 2, \ldots\ \textbf{do, for every block of every matrix parameter} \\
+       &\hspace{5mm} m_t = \mu m_{t-1} + c\, g_t, \quad
+          c = 1 - \mu \text{ (ema)},\ 1 \text{ (heavy\_ball)} \\
+       &\hspace{5mm} M_t = \mu m_t + c\, g_t \text{ (nesterov)},\ m_t \text{ (else)};
+          \quad M_t = U \operatorname{diag}(s) V^\top \\
+       &\hspace{5mm} O_t = U \operatorname{diag}(s^{q-1}) V^\top, \quad q = p/(p-1),
+          \quad \|M_t\|_q^q = \langle M_t, O_t \rangle \\
+       &\hspace{5mm} u_t = O_t / \|M_t\|_q^{q-1} \text{ (ball)}, \quad
+          \|M_t\|_q^{2-q}\, O_t \text{ (regularized)}, \text{ sized by } \textit{scale} \\
+       &\hspace{5mm} w_t = (1 - \gamma\lambda)\, w_{t-1} - \gamma\, c_t\, u_t,
+          \quad c_t \text{ of the coupling}
+       \end{aligned}
+
+    p = 2 is SGD, p = inf is Muon. A zero gradient gives a zero step. Where a gradient is not
+    finite, the weights and moments of its block stay bit for bit as they were, the block counts as
+    zero in the dual norms, and :meth:`stats` counts it (matrix rule; the others are torch's).
+    Parameters without a gradient are left alone. ``p.grad`` is never written.
+
+    Args:
+        params: a module, which is routed (:func:`schattor.route`: hidden matrices here, embeddings,
+            heads and vectors to AdamW); or named parameters, parameters, or groups, as for any
+            optimizer of torch. A group may set every argument below, ``rule`` (``"matrix"``,
+            ``"adamw"``, ``"sgd"``, ``"sign"``) and ``blocks`` (:mod:`schattor.blocks`). A group
+            that names no rule is split in two, matrices first: parameters with at least two
+            dimensions follow the matrix rule and all others AdamW; of those with names, embeddings
+            and ``lm_head`` too go to AdamW. Without names an embedding counts as a matrix.
+        lr: learning rate >= 0; the unit of every length below. A tensor of one element stays on
+            its device, so that a captured graph follows it.
+        p: Schatten index in [1, inf], or a function of the number of steps taken that gives one.
+        power: ``1/(p-1)`` itself, in [-0.3, inf]; below 0 lies beyond Muon. Neither: p = inf.
+        oracle: ``"ball"`` (a step of given length) or ``"regularized"`` (as long as the dual norm
+            of the momentum; at p = 2 it is SGD).
+        coupling: how blocks share one step: ``"max"``, ``"l2"``, ``"greedy"`` (the largest alone),
+            any number A >= 1 (outer exponent of the norm over blocks), or ``"block_diagonal"``
+            (A = p: one matrix with all blocks on its diagonal). None leaves every block alone:
+            ``"max"`` of the ball, ``"l2"`` of the regularized oracle.
+        block_weights: w of the norm over blocks: a number, or a dict of globs over names.
+        momentum: mu in [0, 1); 0 keeps no buffer.
+        momentum_form: ``"ema"`` or ``"heavy_ball"``.
+        nesterov: whether to look ahead by one step of momentum.
+        weight_decay: decoupled, ``w <- (1 - lr weight_decay) w``.
+        scale: None, ``"rms"`` for the ball and ``"unit"`` for regularized. ``"unit"``: the paper's
+            oracle, radius lr. ``"spectral"``: radius ``lr min(m,n)^(1/p) sqrt(max(1, m/n))`` for m
+            outputs and n inputs, Muon's at p = inf. ``"rms"``: entries of the update have root mean
+            square 0.2 lr for every p, so that AdamW's learning rate and decay carry over.
+        method: ``"auto"``, ``"chain"``, ``"exact"`` (SVD, slow) or ``"partial_svd"``.
+        steps: of the chain, 4 to 10. None: planned.
+        chain_dtype: of the chain. None: planned.
+        coefficients: ``"schattor"``, or a published row, for p = inf alone: ``"jordan"``,
+            ``"polar_express"``, ``"newton_schulz"``.
+        betas, eps: of the AdamW rule.
+        adamw_lr: learning rate of parameters that are split off to AdamW, or of groups of that rule
+            without their own. None: ``lr``. Schedulers keep the ratio.
+        maximize: ascend instead.
+        capturable: whether steps may be captured in a CUDA graph; parameters must be on a GPU.
+        workspace_mb: size of the batches of matrices that are worked on at once; no result
+            depends on it. Coupled blocks keep all their directions besides.
+        momentum_dtype: dtype of momentum buffers. None: the parameter's.
+
+    Raises:
+        ValueError, TypeError: a value outside these, both p and power, a misspelt key in a group;
+            at a step, before anything is changed: gradients that are sparse, complex or of
+            integers, flat shards of matrices (FSDP1, DeepSpeed), DTensors under the matrix rule.
+
+    Pickling or copying an optimizer keeps a function given as ``p``, if it can be pickled. State
+    dicts hold the number that it gave last; a resumed run goes on with its own function.
+
+    Source: Schattor (arXiv 2606.15702), oracles and several blocks; sizes ``"spectral"`` and
+    ``"rms"`` after Muon and Moonlight (arXiv 2502.16982).
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    >>> optimizer = Schattor(model, lr=1e-3, p=3.0)
+    >>> model(torch.ones(1, 8)).sum().backward()
+    >>> optimizer.step()
+    >>> [(group["rule"], group["p"]) for group in optimizer.param_groups]
+    [('matrix', 3.0), ('adamw', 3.0)]
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        *,
+        p: float | Schedule | None = None,
+        power: float | None = None,
+        oracle: Literal["ball", "regularized"] = "ball",
+        coupling: str | float | None = None,
+        block_weights: float | Mapping[str, float] | None = None,
+        momentum: float = 0.95,
+        momentum_form: Literal["ema", "heavy_ball"] = "ema",
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        scale: Literal["unit", "spectral", "rms"] | None = None,
+        method: Literal["auto", "chain", "exact", "partial_svd"] = "auto",
+        steps: int | None = None,
+        chain_dtype: torch.dtype | None = None,
+        coefficients: str = "schattor",
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        adamw_lr: float | Tensor | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        workspace_mb: float = 256,
+        momentum_dtype: torch.dtype | None = None,
+    ) -> None:
+        """See the class."""
+        weights = dict(block_weights) if isinstance(block_weights, Mapping) else block_weights
+        defaults: Group = {
+            "lr": lr,
+            "p": p,
+            "power": power,
+            "oracle": oracle,
+            "coupling": coupling,
+            "block_weights": weights,
+            "momentum": momentum,
+            "momentum_form": momentum_form,
+            "nesterov": nesterov,
+            "dampening": 0.0,
+            "weight_decay": weight_decay,
+            "scale": scale,
+            "method": method,
+            "steps": steps,
+            "chain_dtype": chain_dtype,
+            "coefficients": coefficients,
+            "betas": betas,
+            "eps": eps,
+            "adamw_lr": adamw_lr,
+            "maximize": maximize,
+            "capturable": capturable,
+            "workspace_mb": workspace_mb,
+            "momentum_dtype": momentum_dtype,
+            "blocks": None,
+            "routes": "",
+            "format": FORMAT,
+        }
+        self._schedules: dict[int, Schedule] = {}
+        self._loading: list[tuple[int, Tensor, Mapping[str, Any]]] = []
+        self._stepper = Stepper(self._who)
+        super().__init__(to_groups(self._who, params), defaults)
+        check_together(self._who, self.param_groups)
+        refuse_unmatched_weights(self._who, self.param_groups)
+
+    @property
+    def _who(self) -> str:
+        return type(self).__name__
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; one that names no rule is split in two, as in the constructor."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"{self._who}: a group must be a dict, got {param_group!r}")
+        check_keys(self._who, param_group)
+        own_rate = "rule" in param_group and "lr" in param_group
+        for part in split(self._who, param_group):
+            group = resolve(self.defaults, part)
+            schedule = group["p"] if callable(group["p"]) else None
+            if schedule is not None:
+                group["p"] = float(schedule(0))
+            self._refuse(group, schedule)
+            adamw_lr = group.pop("adamw_lr")
+            if group["rule"] == "adamw" and adamw_lr is not None and not own_rate:
+                group["lr"] = adamw_lr
+            super().add_param_group(group)
+            del group["adamw_lr"]  # a default, which torch has filled in
+            if schedule is not None and group["rule"] == "matrix":
+                self._schedules[len(self.param_groups) - 1] = schedule
+        self._stepper.forget()
+
+    def _refuse(self, group: Group, schedule: Schedule | None) -> None:
+        if schedule is not None and group["capturable"]:
+            raise ValueError(
+                f"{self._who}: p must be a number with capturable=True, since a captured graph"
+                f" runs no Python, got {schedule!r}"
+            )
+        check_group(self._who, group)
+        for index, param in enumerate(group["params"]):
+            if isinstance(param, Tensor):  # torch refuses the rest
+                name = name_of(len(self.param_groups), group, index)
+                refuse_parameter(self._who, name, param, group)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Any:
+        """One step of every parameter with a gradient.
+
+        Args:
+            closure: evaluates the model again, before gradients are read, and returns the loss.
+
+        Returns what ``closure`` returned, or None. Raises ValueError or TypeError, before anything
+        is changed, as the class says.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for index, schedule in self._schedules.items():
+            group = self.param_groups[index]
+            group["p"], group["power"] = float(schedule(self._steps_taken(group))), None
+        self._stepper.prepare(self.param_groups, self.state)
+        self._stepper.step(self.param_groups)
+        for group in self.param_groups:
+            if group["rule"] != "matrix":
+                elementwise.RULES[group["rule"]](group, self.state)
+        return loss
+
+    def _steps_taken(self, group: Group) -> int:
+        states = (self.state.get(param, {}) for param in group["params"])
+        return max((int(state["step"]) for state in states if "step" in state), default=0)
+
+    def stats(self, *, spectra: bool = False) -> dict[str, Any]:
+        """What the last step did, read from the device now; a step that nobody asks about is free.
+
+        Args:
+            spectra: also compute what needs singular values of each block's momentum.
+
+        Returns a dict with ``"nonfinite"``, the number of blocks left alone for a gradient that was
+        not finite, summed over all steps since the optimizer was built or loaded, and ``"blocks"``:
+        for every block that moved last under the matrix rule, by name, ``p`` (``power`` below 0),
+        ``dual_norm`` of its momentum, ``update_rms``, ``weight_rms``; and with ``spectra``, of the
+        momentum as it is now, ``stable_rank`` and, at p = inf, ``polar_error``:
+        ``|D D' - I|_F / sqrt(rows)`` of the direction D that its route gives.
+        """
+        return statistics(self._stepper, spectra=spectra)
+
+    def explain(self) -> str:
+        """How each bucket of matrices is computed, and why; known after the first step."""
+        return describe(self._stepper)
+
+    def __repr__(self) -> str:
+        """The groups as torch prints them, and the routes of the last step."""
+        return f"{super().__repr__()}\n{self.explain()}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain values, which ``torch.load(weights_only=True)`` reads."""
+        packed = super().state_dict()
+        packed["param_groups"] = plain_groups(packed["param_groups"])
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict; hyperparameters in it win over the constructor's.
+
+        Keys of groups that are not ours survive, moments of the matrix rule keep their dtype, and
+        an empty state is one before the first step.
+
+        Args:
+            state_dict: what :meth:`state_dict` gave; tensors are copied.
+
+        Raises ValueError or TypeError, before anything is changed, for groups or shapes that do not
+        fit, values that are not allowed, or a format of another version.
+        """
+        handle = self.register_load_state_dict_pre_hook(self._before_loading)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = []
+
+    def _before_loading(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Check, and keep the state from torch's loader, which would round it; see __setstate__."""
+        check_state_dict(self._who, self.param_groups, state_dict)
+        entries = dict(state_dict["state"])
+        for index, saved in enumerate(state_dict["param_groups"]):
+            for key, param in zip(saved["params"], self.param_groups[index]["params"], strict=True):
+                if key in entries:
+                    self._loading.append((index, param, entries.pop(key)))
+        return {**state_dict, "state": entries}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and copying keep: torch's part, and functions given as p."""
+        return {**super().__getstate__(), "_schedules": self._schedules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take loaded or unpickled groups and state; keys that they lack come from the present."""
+        present = self.__dict__.get("param_groups")
+        super().__setstate__(state)
+        self._stepper = Stepper(self._who)
+        for index, group in enumerate(self.param_groups):
+            group.update(complete(group, present[index] if present else self.defaults))
+        for index, param, entry in self.__dict__.setdefault("_loading", []):
+            self.state[param] = restored(param, entry, self.param_groups[index])
