@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from schattor import __version__, _C, ops, planning
+from schattor import _C, __version__, ops, planning
 
 # A square, a wide and a long thin matrix: enough to show every kind of decision.
 _SHAPES = ((768, 768), (768, 3072), (16, 4096))
@@ -57,7 +57,7 @@ def report() -> str:
         for rows, cols in _SHAPES:
             for power, p in _POWERS:
                 plan = planning.plan(power, rows, cols, torch.float32, facts)
-                lines.append(f"  {rows} x {cols}, p = {p}: {plan.route}: {plan.reason}")
+                lines.append(f"  {rows} x {cols}, p = {p}: {plan}")
     if any(not ops.native(device) for device in _devices()):
         lines += ["", "SCHATTOR_STRICT=1 in the environment turns plain torch into an error."]
     return "\n".join(lines)

@@ -2,8 +2,8 @@
 
 A *wide batch* is contiguous ``[batch, rows, cols]`` with ``rows <= cols``. Lists hold 2-D views of
 one shape and any strides. Numbers that differ by matrix are float64 ``[batch]``; ``finite`` is a
-bool ``[batch]``. On a processor the operators are C++ (``csrc/cpu``); on a device without kernels of
-ours they are :mod:`schattor.portable`, which says so once.
+bool ``[batch]``. On a processor the operators are C++ (``csrc/cpu``); on a device without kernels
+of ours they are :mod:`schattor.portable`, which says so once.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ torch.ops.load_library(Path(__file__).with_name("_ops_cpu.so"))
 _ops = torch.ops.schattor
 
 # Dispatch keys without kernels of ours, which schattor.portable serves.
-_PORTABLE_KEYS: tuple[str, ...] = ("CUDA", "MPS", "XPU", "PrivateUse1")
-if not torch._C._dispatch_has_kernel_for_dispatch_key("schattor::gather_momentum", "CPU"):
-    _PORTABLE_KEYS += ("CPU",)  # DEVELOPMENT ONLY
+_PORTABLE_KEYS = ("CUDA", "MPS", "XPU", "PrivateUse1")
 
 # direction, its inner product with the input, its squared Frobenius norm
 Direction = tuple[Tensor, Tensor, Tensor]
@@ -56,8 +54,8 @@ def gather_momentum(
     """Write ``wide = M / |M|_F``, ``norms = |M|_F`` and ``finite``, reading moments, writing none.
 
     ``m' = momentum m + c g`` with ``c = 1 - momentum`` if ``ema`` else 1; ``M = momentum m' + c g``
-    if ``nesterov`` else ``m'``; ``M = g`` where ``momenta`` is empty. A matrix with an entry that is
-    not finite counts as zero.
+    if ``nesterov`` else ``m'``; ``M = g`` where ``momenta`` is empty. A matrix with an entry that
+    is not finite counts as zero.
     """
     _ops.gather_momentum(grads, momenta, momentum, ema, nesterov, wide, norms, finite)
 
@@ -111,9 +109,7 @@ def scatter_update(
     finite: Tensor,
 ) -> None:
     """``w <- decay w - scale direction`` and ``m <- momentum m + c g`` where ``finite``."""
-    _ops.scatter_update(
-        params, grads, momenta, direction, scale, decay, momentum, ema, finite
-    )
+    _ops.scatter_update(params, grads, momenta, direction, scale, decay, momentum, ema, finite)
 
 
 def _fake_direction(wide: Tensor) -> Direction:

