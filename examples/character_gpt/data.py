@@ -21,7 +21,7 @@ KNOWN_TOPICS = {
     "4b7ff11aae42ee979a50edb5d279a88ae9d80d7216e9ba99add988136ded5fb2": "3.13.0",
 }
 
-# Modules that have been in every Python for long, read until there is as much text as in the topics.
+# Modules that have long been in every Python, read until there is as much text as in the topics.
 SOURCES = (
     "argparse", "ast", "calendar", "configparser", "csv", "datetime", "decimal", "difflib",
     "doctest", "fractions", "ftplib", "functools", "heapq", "inspect", "locale", "optparse",
@@ -80,12 +80,15 @@ class Windows(Dataset[dict[str, Tensor]]):
     """Windows of `context` ids that start at the given offsets of a text of ids."""
 
     def __init__(self, ids: Tensor, offsets: Tensor, context: int) -> None:
+        """`offsets[i]` is where window i starts in `ids`."""
         self.ids, self.offsets, self.context = ids, offsets, context
 
     def __len__(self) -> int:
+        """How many windows there are."""
         return len(self.offsets)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Window `index`; the model itself shifts the labels by one."""
         start = int(self.offsets[index])
         window = self.ids[start : start + self.context]
         return {"input_ids": window, "labels": window}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 BETAS = (0.9, 0.95)  # of every AdamW here: the rival and the part that serves Muon and Schattor
@@ -14,13 +13,14 @@ MOMENTUM = 0.95  # of Muon and Schattor
 
 
 class MuonWithAdamW(Optimizer):
-    """torch.optim.Muon for the hidden matrices and torch.optim.AdamW for the rest, as one optimizer.
+    """torch.optim.Muon for hidden matrices and torch.optim.AdamW for the rest, as one optimizer.
 
     The inner optimizers work on this one's groups and state, so a scheduler, zero_grad and
     state_dict see a single ordinary optimizer.
     """
 
     def __init__(self, matrices: list[dict[str, Any]], others: list[dict[str, Any]], lr: float):
+        """Groups of matrices and of all else; a group may set its own weight decay."""
         self._muon = Muon(matrices, lr, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
         self._adamw = AdamW(others, lr, betas=BETAS, fused=True)
         self._muon_groups = len(self._muon.param_groups)
@@ -38,7 +38,7 @@ class MuonWithAdamW(Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Any:
+    def step(self, closure: Any = None) -> Any:
         """One step of both."""
         loss = None
         if closure is not None:
@@ -93,8 +93,7 @@ def optimizer_pair(name: str, lr: float, weight_decay: float) -> tuple[Any, dict
             **_keywords(name, options),
         )
     raise ValueError(
-        'demo: --optimizers: "adamw", "muon" or "schattor:p=NUMBER" is required, '
-        f"got {name!r}"
+        f'demo: --optimizers: "adamw", "muon" or "schattor:p=NUMBER" is required, got {name!r}'
     )
 
 
@@ -103,7 +102,7 @@ def _keywords(name: str, options: str) -> dict[str, Any]:
     for option in filter(None, options.split(",")):
         key, equals, value = option.partition("=")
         if not equals:
-            raise ValueError(f"demo: --optimizers: key=value is required, got {option!r} in {name!r}")
+            raise ValueError(f"demo: --optimizers: {name!r}: key=value is required, got {option!r}")
         try:
             keywords[key] = float(value)
         except ValueError:

@@ -59,6 +59,7 @@ class Stopwatch(TrainerCallback):
     """Times training steps and, inside them, optimizer.step; keeps the held-out losses."""
 
     def __init__(self, outcome: Outcome, on_step: Callable[[int, float | None], None]) -> None:
+        """Measurements go into `outcome`; `on_step` is told of every step."""
         self.outcome, self.on_step = outcome, on_step
         self._step_began = self._update_began = 0.0
 
@@ -86,9 +87,9 @@ class Stopwatch(TrainerCallback):
         last = self.outcome.losses[-1] if self.outcome.losses else None
         self.on_step(state.global_step, last)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the held-out loss."""
-        loss = float(metrics["eval_loss"])
+        loss = float(kwargs["metrics"]["eval_loss"])
         self.outcome.steps.append(state.global_step)
         self.outcome.losses.append(loss if math.isfinite(loss) else None)
 
@@ -97,16 +98,19 @@ def train(
     run: Run,
     settings: Settings,
     corpus: Corpus,
-    scratch: str,
+    folder: str,
     on_step: Callable[[int, float | None], None],
 ) -> Outcome:
-    """Train one model from random weights; `on_step(step, last held-out loss)` after each step."""
+    """Train one model from random weights; Trainer writes nothing into its `folder`.
+
+    `on_step(step, last held-out loss)` is called after each step.
+    """
     model = build_model(settings, len(corpus.vocabulary), run.seed)
     outcome = Outcome(run.optimizer, run.lr, run.seed)
     outcome.parameters = sum(p.numel() for p in model.parameters())
     trainer = Trainer(
         model=model,
-        args=_arguments(run, settings, scratch),
+        args=_arguments(run, settings, folder),
         train_dataset=corpus.training_windows(
             settings.steps * settings.batch, settings.context, run.seed
         ),
@@ -119,9 +123,9 @@ def train(
     return outcome
 
 
-def _arguments(run: Run, settings: Settings, scratch: str) -> TrainingArguments:
+def _arguments(run: Run, settings: Settings, folder: str) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=scratch,
+        output_dir=folder,
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=64,

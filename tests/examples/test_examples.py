@@ -1,0 +1,127 @@
+"""The small examples run, and what they print and write is what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def output_of(script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_quickstart_learns() -> None:
+    losses = [
+        float(line.split()[-1])
+        for line in output_of("quickstart.py").splitlines()
+        if "loss" in line
+    ]
+    assert len(losses) == 5
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_huggingface_trainer_resumes_bit_exactly(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    printed = output_of("huggingface_trainer.py", str(tmp_path))
+    assert "resumed weights are bit for bit those of the whole run" in printed
+    assert "schattor/update_rms/median" in printed
+
+
+def test_digits_are_learned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    digits = load("digits")
+    monkeypatch.setattr(digits, "SEEDS", 1)
+    monkeypatch.setattr(digits, "RATES", (1e-2,))
+    digits.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith(" s")]
+    accuracies = {" ".join(words[:-3]): float(words[-3]) for words in lines}
+    assert accuracies.keys() == digits.OPTIMIZERS.keys()
+    assert min(accuracies.values()) > 0.9
+
+
+@pytest.fixture(scope="module")
+def stationarity() -> ModuleType:
+    module = load("stationarity")
+    module.DIMENSIONS, module.STEPS = (4, 8, 16), 60
+    return module
+
+
+def test_smoothness_and_noise_of_the_problems_are_what_the_bound_takes(
+    stationarity: ModuleType,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for problem in ("decaying", "flat"):
+        curvature, noise, distance = stationarity.spectra(problem, 6)
+        for p in (2.0, 3.0, 8.0, math.inf):
+            q = stationarity.dual(p)
+            gap, smoothness, sigma = stationarity.constants(problem, 6, p)
+            assert gap == pytest.approx(0.5 * float((curvature * distance * distance).sum()))
+            assert sigma == pytest.approx(float((noise**q).sum() ** (1 / q)))
+            ratios = []
+            for _ in range(200):
+                change = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+                above = stationarity.norm(torch.linalg.svdvals(curvature[:, None] * change), q)
+                ratios.append(above / stationarity.norm(torch.linalg.svdvals(change), p))
+            # The diagonal change whose norms meet Hoelder's inequality with equality.
+            tight = curvature ** (1 / (p - 2)) if p > 2 else (curvature == curvature.max()).double()
+            reached = stationarity.norm(curvature * tight, q) / stationarity.norm(tight, p)
+            assert max(ratios) <= smoothness * (1 + 1e-9)
+            assert reached == pytest.approx(smoothness)
+
+
+def test_stationarity_keeps_the_bound_and_grows_only_with_the_constants(
+    stationarity: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    stationarity.main(tmp_path)
+    assert "holds at every point" in capsys.readouterr().out
+    assert (tmp_path / "stationarity.png").read_bytes().startswith(b"\x89PNG")
+    points = json.loads((tmp_path / "stationarity.json").read_text())["points"]
+    assert len(points) == 2 * 5 * 3
+    ratio = {}
+    for problem in ("decaying", "flat"):
+        for p in ("p=2 (SGD)", "p=inf (Muon)"):
+            own = [x["measured"] for x in points if (x["problem"], x["p"]) == (problem, p)]
+            ratio[problem, p] = own[-1] / own[0]
+    assert ratio["decaying", "p=2 (SGD)"] < 1.2 and ratio["flat", "p=2 (SGD)"] < 1.2
+    assert ratio["decaying", "p=inf (Muon)"] < 2 < ratio["flat", "p=inf (Muon)"]
