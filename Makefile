@@ -20,8 +20,8 @@ help:
 $(VENV)/ready: constraints.txt pyproject.toml
 	@echo "== making the environment $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q -c constraints.txt torch numpy setuptools wheel pybind11
-	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[test,examples]' clang-format
+	$(PY) -m pip install -q --no-compile -c constraints.txt torch numpy setuptools pybind11
+	$(PY) -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e '.[test]' clang-format
 	touch $@
 
 build: $(VENV)/ready
@@ -44,9 +44,11 @@ SANITIZE := -std=c++17 -O1 -g -ffp-contract=fast -fno-math-errno -fno-trapping-m
 
 $(BUILD)/cpu/%.o: csrc/cpu/%.cpp $(CPU_HEADERS)
 	@mkdir -p $(@D)
-	$(CXX) $(SANITIZE) -c $< -o $@
+	@echo "  compiling $<"
+	@$(CXX) $(SANITIZE) -c $< -o $@
 $(BUILD)/cpu/test_%: tests/cpu/test_%.cpp $(CPU_SOURCES:csrc/cpu/%.cpp=$(BUILD)/cpu/%.o)
-	$(CXX) $(SANITIZE) $^ -o $@ -pthread
+	@echo "  building $@"
+	@$(CXX) $(SANITIZE) $^ -o $@ -pthread
 .PRECIOUS: $(BUILD)/cpu/%.o
 
 # Every instruction set that this processor has, under the address and undefined-behaviour
@@ -63,7 +65,7 @@ test-abi: build
 	rm -rf $(BUILD)/wheel $(NEWEST)
 	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w $(BUILD)/wheel .
 	$(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/pip install -q torch numpy pytest hypothesis $(BUILD)/wheel/*.whl
+	$(NEWEST)/bin/pip install -q --no-compile torch numpy pytest hypothesis $(BUILD)/wheel/*.whl
 	cd tests && ../$(NEWEST)/bin/python -c "import torch, schattor; print('torch', torch.__version__)"
 	cd tests && ../$(NEWEST)/bin/python -m pytest -q -c /dev/null -p no:cacheprovider \
 	  --rootdir=. --import-mode=importlib test_ops.py test_functional.py

@@ -16,12 +16,19 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-# The oldest torch whose stable ABI the operators are compiled for: one binary serves all later ones.
+# The oldest torch whose stable ABI the operators are compiled for; all later ones run the binary.
 TORCH_ABI = (2, 11)
 OPS = "schattor._ops_cpu"
 MODULE = "schattor._C"
 # Contraction gives fused multiply-adds; NaN and inf keep their meaning, so no -ffast-math.
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+]
 
 
 def sources(*patterns: str) -> list[str]:
@@ -63,14 +70,20 @@ class BuildNative(build_ext):
             raise SystemExit(f"schattor: building needs torch >= 2.11, found {torch.__version__}")
         print(f"schattor: building for torch {torch.__version__}, processor kernels")
         # As system headers: their warnings are not ours.
-        self.headers = [flag for path in include_paths() for flag in ("-isystem", path)]
-        self.headers += ["-isystem", sysconfig.get_path("include"), *pybind11_headers()]
+        torch_headers = [flag for path in include_paths() for flag in ("-isystem", path)]
+        python_headers = ["-isystem", sysconfig.get_path("include")]
+        abi = f"0x{TORCH_ABI[0]:02x}{TORCH_ABI[1]:02x}000000000000"
         self.torch_libraries = library_paths()
-        self.macros = [
-            f"-DTORCH_TARGET_VERSION=0x{TORCH_ABI[0]:02x}{TORCH_ABI[1]:02x}000000000000",
-            f'-DSCHATTOR_TORCH_ABI="{TORCH_ABI[0]}.{TORCH_ABI[1]}"',
-            f'-DSCHATTOR_TORCH_VERSION="{torch.__version__}"',
-        ]
+        self.settings = {
+            OPS: [f"-DTORCH_TARGET_VERSION={abi}", *torch_headers],
+            MODULE: [
+                f'-DSCHATTOR_TORCH_ABI="{TORCH_ABI[0]}.{TORCH_ABI[1]}"',
+                f'-DSCHATTOR_TORCH_VERSION="{torch.__version__}"',
+                *python_headers,
+                *pybind11_headers(),
+                *torch_headers,
+            ],
+        }
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
@@ -85,9 +98,8 @@ class BuildNative(build_ext):
             target = folder / source.replace(os.sep, "_").replace(".cpp", ".o")
             changed = max(newest, Path(source).stat().st_mtime)
             if self.force or not target.exists() or target.stat().st_mtime < changed:
-                self.spawn(
-                    [*compiler, *FLAGS, *self.macros, *self.headers, "-c", source, "-o", str(target)]
-                )
+                settings = self.settings[ext.name]
+                self.spawn([*compiler, *FLAGS, *settings, "-c", source, "-o", str(target)])
             return str(target)
 
         jobs = int(os.environ.get("MAX_JOBS", "0")) or os.cpu_count() or 1

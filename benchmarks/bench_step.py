@@ -3,19 +3,20 @@
     python benchmarks/bench_step.py [--sets NAME ...] [--rounds N] [--out FILE]
 
 Every optimizer steps the same weights with the same gradients, in turn, in one run; the table has
-medians, quartiles, the ratio to Muon and the floor, and the error of the direction against the polar
-factor by a float64 SVD. The floor is the larger of operations over the measured peak and bytes over
-the measured copy rate.
+medians, quartiles, the ratio to Muon and the floor, and the error of the direction against the
+polar factor by a float64 SVD. The floor is the larger of operations over the measured peak and
+bytes over the measured copy rate.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -23,11 +24,11 @@ from shapes import SETS, Shape, flattened
 from timing import Peak, Timing, interleaved, machine, measure_peak
 
 import schattor
+from schattor import planning
 from schattor.theory import cost
 
-RIVALS = ("AdamW", "Muon")
-# depth 0: the default of the chain's dtype
-OURS = {
+# Without steps: the default depth of the chain's dtype.
+OURS: dict[str, dict[str, float]] = {
     "Schattor p=inf K=5": {"steps": 5},
     "Schattor p=3 K=5": {"steps": 5, "p": 3.0},
     "Schattor p=inf": {},
@@ -86,16 +87,20 @@ class Floor:
     seconds: float
 
 
-def floor(shapes: list[Shape], depth: int, peak: Peak, copy_rate: float) -> Floor:
-    """Operations of the cheaper form with symmetric products, bytes of one read and one write."""
+def floor(shapes: list[Shape], options: dict[str, float], peak: Peak, copy_rate: float) -> Floor:
+    """Operations of the planned chains, and bytes of one read and one write of everything."""
+    facts = planning.device_facts(torch.device("cpu"))
     flops = moved = 0.0
     for shape, count in Counter(shapes).items():
         rows, cols = sorted(flattened(shape))
-        flops += count * min(
-            cost.chain_flops(rows, cols, depth, gram=gram, symmetric=True) for gram in (False, True)
+        plan = planning.plan(0.0, rows, cols, torch.float32, facts, steps=options.get("steps"))
+        segments = len(plan.restarts) + 1
+        flops += count * cost.chain_flops(
+            rows, cols, plan.depth, gram=plan.gram, segments=segments, symmetric=True
         )
-        moved += count * cost.step_bytes(rows, cols, weight_bytes=4, moment_bytes=4, grad_bytes=4)
-    return Floor(flops, moved, max(flops / peak.all_threads, moved / copy_rate))
+        moved += count * cost.scatter_bytes(rows * cols, param=4, grad=4, momentum=4, wide=0)
+    rates = {"flops_per_second": peak.all_threads, "bytes_per_second": copy_rate}
+    return Floor(flops, moved, cost.floor_seconds(flops, moved, **rates))
 
 
 def copy_rate() -> float:
@@ -104,6 +109,30 @@ def copy_rate() -> float:
     target = torch.empty_like(source)
     timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=7)["copy"]
     return 2 * source.nbytes / timing.median
+
+
+def _resident(field: str) -> int:
+    """A size of this process from Linux's own account, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def _step_memory(name: str, options: dict[str, float]) -> int:
+    """Bytes that a step holds beyond weights, gradients and moments, at most."""
+    made = schattor.Schattor(_weights(SETS[name], False), lr=1e-3, **options)
+    made.step()
+    Path("/proc/self/clear_refs").write_text("5")  # the largest size is the present one again
+    before = _resident("VmRSS")
+    made.step()
+    return _resident("VmHWM") - before
+
+
+def step_memory(name: str, options: dict[str, float]) -> int:
+    """As above, measured in a fresh process, where nothing else is freed and taken again."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_step_memory, name, options).result()
 
 
 def _row(name: str, timing: Timing, muon: Timing, least: Floor | None, error: float | None) -> str:
@@ -123,19 +152,26 @@ def measure(name: str, rounds: int, peak: Peak, rate: float) -> dict[str, object
     timings = interleaved(calls, rounds)
     largest = max(set(shapes), key=lambda shape: min(flattened(shape)))
     print(f"\n{name}: {len(shapes)} weights")
-    print(f"  {'':<20} {'ms':>9} {'lower':>9} {'upper':>9} {'vs Muon':>8} {'floor':>9} {'error':>9}")
-    results: dict[str, object] = {}
+    print(
+        f"  {'':<20} {'ms':>9} {'lower':>9} {'upper':>9} {'vs Muon':>8} {'floor':>9} {'error':>9}"
+    )
+    results: dict[str, dict[str, object]] = {}
     for key, timing in timings.items():
-        depth = 5 if key == "Muon" or "K=5" in key else 8
-        least = floor(shapes, depth, peak, rate) if key not in RIVALS else None
+        least = floor(shapes, OURS[key], peak, rate) if key in OURS else None
         error = polar_error(key, largest) if key == "Muon" or "inf" in key else None
         print(_row(key, timing, timings["Muon"], least, error), flush=True)
+        memory = step_memory(name, OURS[key]) if key in OURS else None
         results[key] = {
             **asdict(timing),
             "ratio_to_muon": timings["Muon"].median / timing.median,
             "floor": asdict(least) if least else None,
             "polar_error": error,
+            "step_memory_bytes": memory,
         }
+    ours = [value for key, value in results.items() if key in OURS]
+    first = max(value["first"] for value in ours)
+    memory = max(value["step_memory_bytes"] for value in ours)
+    print(f"  first step {first:.2f} s at most, memory of a step {memory / 2**20:.0f} MiB at most")
     return results
 
 
@@ -156,12 +192,10 @@ def main() -> None:
     after = measure_peak()
     print(f"\nafter: {after}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     document = {
         "machine": facts,
         "copy_rate": rate,
         "sound": peak.sound and after.sound,
-        "peak_memory_bytes": peak_memory,
         "sets": results,
     }
     options.out.write_text(json.dumps(document, indent=1) + "\n")

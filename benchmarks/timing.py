@@ -18,8 +18,9 @@ SOUND_SPEEDUP = 0.85
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median and quartiles over ``rounds`` calls."""
+    """Seconds of one call: the first, then median and quartiles over ``rounds`` calls."""
 
+    first: float
     median: float
     lower: float
     upper: float
@@ -34,8 +35,7 @@ def _seconds(function: Callable[[], object]) -> float:
 
 def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
     """Time every function once a round, so that a slow minute of the machine hits all alike."""
-    for function in functions.values():
-        function()
+    first = {name: _seconds(function) for name, function in functions.items()}
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
@@ -43,7 +43,7 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
     timings = {}
     for name, values in seconds.items():
         lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-        timings[name] = Timing(median, lower, upper, rounds)
+        timings[name] = Timing(first[name], median, lower, upper, rounds)
     return timings
 
 
