@@ -181,8 +181,8 @@ def test_chain_direction_is_as_exact_as_its_twin(
         restarts,
     )
 
-    # Rounding that is small beside the chain's own error is no matter of ratios. In float64 the twin
-    # is the truth itself, and a rounding grows with the steps' linear coefficients.
+    # Rounding that is small beside the chain's own error is no matter of ratios. In float64 the
+    # twin is the truth itself, and a rounding grows with the steps' linear coefficients.
     small = 4 * math.prod(steps[::3]) * ROUNDING[F64] if dtype == F64 else chains.band(0.0, 7) / 100
     assert ours <= 2 * theirs + small
 
