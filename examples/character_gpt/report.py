@@ -134,7 +134,7 @@ def remarks(summaries: list[Summary]) -> list[str]:
             f"The best learning rate is at the edge of the grid for {', '.join(edges)}: "
             "a better one may lie beyond."
         )
-    lines.append("The learning rate was chosen on the same held-out text, the same for all.")
+    lines.append("The learning rate was chosen on the same held-out text, for all alike.")
     return lines
 
 

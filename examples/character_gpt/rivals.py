@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from settings import Settings
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -19,10 +20,16 @@ class MuonWithAdamW(Optimizer):
     state_dict see a single ordinary optimizer.
     """
 
-    def __init__(self, matrices: list[dict[str, Any]], others: list[dict[str, Any]], lr: float):
+    def __init__(
+        self,
+        matrices: list[dict[str, Any]],
+        others: list[dict[str, Any]],
+        lr: float,
+        other_lr: float,
+    ) -> None:
         """Groups of matrices and of all else; a group may set its own weight decay."""
         self._muon = Muon(matrices, lr, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
-        self._adamw = AdamW(others, lr, betas=BETAS, fused=True)
+        self._adamw = AdamW(others, other_lr, betas=BETAS, fused=True)
         self._muon_groups = len(self._muon.param_groups)
         super().__init__(self._muon.param_groups + self._adamw.param_groups, {})
         self._share()
@@ -49,49 +56,59 @@ class MuonWithAdamW(Optimizer):
         return loss
 
 
+def split(model: nn.Module, weight_decay: float) -> tuple[list[Any], list[Any]]:
+    """Groups of a Llama: its hidden matrices, and embedding, head and norms (without decay)."""
+    matrices, embeddings, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            vectors.append(parameter)
+        elif "embed_tokens" in name or "lm_head" in name:
+            embeddings.append(parameter)
+        else:
+            matrices.append(parameter)
+    return [{"params": matrices, "weight_decay": weight_decay}], [
+        {"params": embeddings, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
 class MuonFactory:
-    """Not an Optimizer, so Trainer hands over the whole model: Llama's rule of which goes where."""
+    """No Optimizer itself, so Trainer hands over the whole model."""
 
-    def __call__(self, model: nn.Module, *, lr: float, weight_decay: float) -> Optimizer:
-        """Hidden matrices to Muon; embedding, head and norms to AdamW, norms without decay."""
-        matrices, embeddings, vectors = [], [], []
-        for name, parameter in model.named_parameters():
-            if parameter.ndim < 2:
-                vectors.append(parameter)
-            elif "embed_tokens" in name or "lm_head" in name:
-                embeddings.append(parameter)
-            else:
-                matrices.append(parameter)
-        return MuonWithAdamW(
-            [{"params": matrices, "weight_decay": weight_decay}],
-            [
-                {"params": embeddings, "weight_decay": weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr,
-        )
+    def __call__(
+        self, model: nn.Module, *, lr: float, other_lr: float, weight_decay: float
+    ) -> Optimizer:
+        """Hidden matrices to Muon at `lr`, all else to AdamW at `other_lr`."""
+        return MuonWithAdamW(*split(model, weight_decay), lr, other_lr)
 
 
-def optimizer_pair(name: str, lr: float, weight_decay: float) -> tuple[Any, dict[str, Any]]:
+class AdamWFactory:
+    """No Optimizer itself, so Trainer hands over the whole model."""
+
+    def __call__(
+        self, model: nn.Module, *, lr: float, other_lr: float, weight_decay: float
+    ) -> Optimizer:
+        """AdamW with hidden matrices at `lr` and all else at `other_lr`."""
+        matrices, others = split(model, weight_decay)
+        groups = matrices + [{**group, "lr": other_lr} for group in others]
+        return AdamW(groups, lr, betas=BETAS, fused=True)
+
+
+def optimizer_pair(name: str, lr: float, settings: Settings) -> tuple[Any, dict[str, Any]]:
     """(class or factory, keyword arguments) for `Trainer(optimizer_cls_and_kwargs=...)`.
 
     `name` is "adamw", "muon" or "schattor:key=value,..." with any keyword of schattor.Schattor.
     """
     kind, _, options = name.partition(":")
-    if kind == "adamw" and not options:
-        return AdamW, {"lr": lr, "betas": BETAS, "fused": True}
-    if kind == "muon" and not options:
-        return MuonFactory, {"lr": lr, "weight_decay": weight_decay}
+    rates = {"lr": lr, "weight_decay": settings.weight_decay}
+    if name in ("adamw", "muon"):
+        factory = AdamWFactory if kind == "adamw" else MuonFactory
+        return factory, {**rates, "other_lr": settings.other_rate}
     if kind == "schattor":
         from schattor.integrations.huggingface import trainer_optimizer
 
-        return trainer_optimizer(
-            lr=lr,
-            weight_decay=weight_decay,
-            betas=BETAS,
-            momentum=MOMENTUM,
-            **_keywords(name, options),
-        )
+        shared = {"adamw_lr": settings.other_rate, "betas": BETAS, "momentum": MOMENTUM}
+        return trainer_optimizer(**{**rates, **shared, **_keywords(name, options)})
     raise ValueError(
         f'demo: --optimizers: "adamw", "muon" or "schattor:p=NUMBER" is required, got {name!r}'
     )
@@ -103,8 +120,14 @@ def _keywords(name: str, options: str) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals:
             raise ValueError(f"demo: --optimizers: {name!r}: key=value is required, got {option!r}")
-        try:
-            keywords[key] = float(value)
-        except ValueError:
-            keywords[key] = value
+        keywords[key] = _number_or_text(value)
     return keywords
+
+
+def _number_or_text(value: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

@@ -126,7 +126,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         options.out = Path("demo") / ("fast" if options.fast else "full")
     try:
         for name in options.optimizers:
-            optimizer_pair(name, 1e-3, 0.0)
+            optimizer_pair(name, 1e-3, FULL)
     except (ValueError, TypeError) as error:
         parser.error(str(error))
     return options
@@ -150,6 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"Model: Llama, width {settings.width}, {settings.layers} layers, context "
         f"{settings.context}; {settings.steps} steps of {settings.batch} windows, "
         f"{options.seeds} seed(s).\n"
+        f"Learning rates of the hidden matrices: {', '.join(f'{r:g}' for r in settings.rates)}; "
+        f"all else: AdamW at {settings.other_rate:g}.\n"
         f"Results go to {options.out}; finished runs in {store.folder} are not repeated.",
         highlight=False,
     )

@@ -115,7 +115,7 @@ def train(
             settings.steps * settings.batch, settings.context, run.seed
         ),
         eval_dataset=corpus.held_out_windows(settings.held_out, settings.context),
-        optimizer_cls_and_kwargs=optimizer_pair(run.optimizer, run.lr, settings.weight_decay),
+        optimizer_cls_and_kwargs=optimizer_pair(run.optimizer, run.lr, settings),
         callbacks=[Stopwatch(outcome, on_step)],
     )
     trainer.remove_callback(PrinterCallback)

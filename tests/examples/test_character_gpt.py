@@ -26,7 +26,7 @@ import run as demo  # noqa: E402
 import store  # noqa: E402
 from model import build_model  # noqa: E402
 from rivals import MOMENTUM, MuonFactory, optimizer_pair  # noqa: E402
-from settings import Settings  # noqa: E402
+from settings import OPTIMIZERS, Settings  # noqa: E402
 from training import Outcome, Run  # noqa: E402
 
 TINY = Settings(
@@ -41,6 +41,7 @@ TINY = Settings(
     evaluate_every=2,
     held_out=8,
     rates=(1e-3, 1e-2),
+    other_rate=1e-2,
 )
 
 
@@ -91,7 +92,7 @@ def gradients(model: nn.Module, seed: int) -> None:
 
 def test_muon_with_adamw_is_exactly_the_two_of_torch() -> None:
     ours, theirs = build_model(TINY, 11, seed=0), build_model(TINY, 11, seed=0)
-    optimizer = MuonFactory()(ours, lr=1e-2, weight_decay=0.1)
+    optimizer = MuonFactory()(ours, lr=1e-2, other_lr=3e-3, weight_decay=0.1)
     named = dict(theirs.named_parameters())
     hidden = [p for name, p in named.items() if "_proj" in name]
     tables = [p for name, p in named.items() if "embed" in name or "lm_head" in name]
@@ -101,8 +102,8 @@ def test_muon_with_adamw_is_exactly_the_two_of_torch() -> None:
         torch.optim.Muon(
             hidden, 1e-2, weight_decay=0.1, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
         ),
-        torch.optim.AdamW(tables, 1e-2, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
-        torch.optim.AdamW(norms, 1e-2, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(tables, 3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
+        torch.optim.AdamW(norms, 3e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for step in range(4):
@@ -112,7 +113,9 @@ def test_muon_with_adamw_is_exactly_the_two_of_torch() -> None:
         optimizer.step()
         schedule.step()
         for reference in references:
-            reference.param_groups[0]["lr"] = 1e-2 / (1 + step)
+            reference.param_groups[0]["lr"] = (1e-2 if reference is references[0] else 3e-3) / (
+                1 + step
+            )
             reference.step()
     for name, parameter in ours.named_parameters():
         assert torch.equal(parameter, named[name]), name
@@ -127,9 +130,23 @@ def test_unknown_optimizers_are_refused(name: str, capsys: pytest.CaptureFixture
 
 
 def test_optimizer_names_carry_keywords() -> None:
-    _, keywords = optimizer_pair("schattor:power=-0.1,scale=spectral", 1e-3, 0.0)
-    assert keywords["power"] == -0.1 and keywords["scale"] == "spectral"
-    assert optimizer_pair("schattor:p=inf", 1e-3, 0.0)[1]["p"] == math.inf
+    _, keywords = optimizer_pair("schattor:power=-0.1,scale=spectral,steps=5", 1e-3, TINY)
+    assert keywords["power"] == -0.1 and keywords["scale"] == "spectral" and keywords["steps"] == 5
+    assert optimizer_pair("schattor:p=inf", 1e-3, TINY)[1]["p"] == math.inf
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_all_sweep_the_matrices_alone_and_decay_the_same(name: str) -> None:
+    model = build_model(TINY, 11, seed=0)
+    factory, keywords = optimizer_pair(name, 5e-3, TINY)
+    groups = factory()(model, **keywords).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            matrix = "_proj" in names.pop(id(parameter))
+            assert group["lr"] == (5e-3 if matrix else TINY.other_rate)
+            assert group["weight_decay"] == (TINY.weight_decay if parameter.ndim > 1 else 0.0)
+    assert not names
 
 
 # The store.
