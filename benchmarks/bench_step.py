@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from shapes import SETS, Shape, flattened
@@ -155,7 +156,7 @@ def measure(name: str, rounds: int, peak: Peak, rate: float) -> dict[str, object
     print(
         f"  {'':<20} {'ms':>9} {'lower':>9} {'upper':>9} {'vs Muon':>8} {'floor':>9} {'error':>9}"
     )
-    results: dict[str, dict[str, object]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for key, timing in timings.items():
         least = floor(shapes, OURS[key], peak, rate) if key in OURS else None
         error = polar_error(key, largest) if key == "Muon" or "inf" in key else None
@@ -169,9 +170,12 @@ def measure(name: str, rounds: int, peak: Peak, rate: float) -> dict[str, object
             "step_memory_bytes": memory,
         }
     ours = [value for key, value in results.items() if key in OURS]
-    first = max(value["first"] for value in ours)
+    first = max(value["first"] - value["median"] for value in ours)
     memory = max(value["step_memory_bytes"] for value in ours)
-    print(f"  first step {first:.2f} s at most, memory of a step {memory / 2**20:.0f} MiB at most")
+    print(
+        f"  first step {first:.2f} s above a later one at most, memory of a step"
+        f" {memory / 2**20:.0f} MiB at most"
+    )
     return results
 
 
