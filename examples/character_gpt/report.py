@@ -206,7 +206,12 @@ def plot(path: Path, settings: Settings, device: str, summaries: list[Summary]) 
     if math.isfinite(lowest):
         curves.set_ylim(lowest - 0.05, lowest + 1.6)
     curves.set(xlabel="step", ylabel="held-out loss (nats a character)", title="best learning rate")
-    rates.set(xlabel="learning rate", xscale="log", ylabel="final held-out loss", title="sweep")
+    rates.set(
+        xlabel="learning rate of hidden matrices",
+        xscale="log",
+        ylabel="final held-out loss",
+        title="sweep",
+    )
     grid = sorted({outcome.lr for summary in summaries for outcome in summary.sweep})
     rates.set_xticks(grid, [f"{rate:g}" for rate in grid])
     rates.minorticks_off()

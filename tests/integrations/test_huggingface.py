@@ -1,8 +1,7 @@
-"""The HuggingFace contract: Trainer builds, trains, saves and resumes with one Schattor."""
+"""What Trainer is given: the pair, its groups, training and resuming, schedules and logs."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -12,22 +11,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers import (  # noqa: E402
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from tiny_llama import (  # noqa: E402
+    SAVED,
+    STEPS,
+    Interrupt,
+    Windows,
+    arguments,
+    assert_same_bits,
+    make_model,
+    make_trainer,
+    schattor_of,
+    weights,
+)  # fmt: skip
+from transformers import Trainer, TrainerCallback  # noqa: E402
 from transformers.trainer_optimizer import is_optimizer_factory  # noqa: E402
 
 from schattor.integrations.huggingface import (  # noqa: E402
@@ -36,101 +39,6 @@ from schattor.integrations.huggingface import (  # noqa: E402
     trainer_optimizer,
 )
 from schattor.optim import Schattor  # noqa: E402
-
-STEPS = 8
-SAVED = 4  # the checkpoint that resumed runs start from
-VOCABULARY, CONTEXT = 13, 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    # These models are too small for threads to help, and waiting for each other costs much.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def make_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=CONTEXT,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).to(dtype)
-
-
-class Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    def __init__(self, count: int = 64) -> None:
-        generator = torch.Generator().manual_seed(1)
-        self.ids = torch.randint(VOCABULARY, (count, CONTEXT), generator=generator)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.ids[index], "labels": self.ids[index]}
-
-
-def arguments(out: Path, **changes: Any) -> TrainingArguments:
-    values: dict[str, Any] = {
-        "output_dir": str(out),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "save_steps": SAVED,
-        "logging_steps": 1,
-        "learning_rate": 1.0,  # not read when the optimizer comes as a pair
-        "lr_scheduler_type": "linear",
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": 0,
-    }
-    return TrainingArguments(**{**values, **changes})
-
-
-def make_trainer(out: Path, model: nn.Module, pair: Any = None, **changes: Any) -> Trainer:
-    others = {key: changes.pop(key) for key in ("optimizers", "callbacks") if key in changes}
-    return Trainer(
-        model=model,
-        args=arguments(out, **changes),
-        train_dataset=Windows(),
-        optimizer_cls_and_kwargs=pair,
-        **others,
-    )
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def schattor_of(trainer: Trainer) -> Schattor:
-    optimizer = trainer.optimizer
-    return getattr(optimizer, "optimizer", optimizer)
-
-
-class Interrupt(TrainerCallback):
-    """Ends training in the middle of a step, as an exception in the user's code would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
 
 # The pair and the groups.
 
@@ -173,6 +81,21 @@ def test_decay_is_where_trainer_has_it(tmp_path: Path) -> None:
         if group["weight_decay"] == 0.1
     }
     assert ours == set(trainer_decays)
+
+
+def test_vectors_of_any_name_and_biases_of_any_shape_get_no_decay() -> None:
+    model = nn.Module()
+    model.layer = nn.Linear(4, 4)
+    model.lambdas = nn.Parameter(torch.ones(4))
+    model.experts_bias = nn.Parameter(torch.ones(2, 4))
+    decays = {
+        name: group["weight_decay"]
+        for group in parameter_groups(model, weight_decay=0.1)
+        for name in group["param_names"]
+    }
+    assert {name for name, decay in decays.items() if decay} == {"layer.weight"}
+    own = parameter_groups(model, weight_decay=0.1, rules={"lambdas": {"weight_decay": 0.3}})
+    assert 0.3 in [group["weight_decay"] for group in own if "lambdas" in group["param_names"]]
 
 
 def test_frozen_parameters_are_left_out_and_stay() -> None:
@@ -241,9 +164,11 @@ def test_resume_is_bit_exact(tmp_path: Path, p: float) -> None:
 
 
 KILLED = """
-import sys, os, signal
+import os, signal, sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_huggingface import *
+from tiny_llama import *
+from schattor.integrations.huggingface import trainer_optimizer
 
 class Kill(TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
@@ -458,165 +383,3 @@ def test_stats_callback_refuses_other_optimizers_and_intervals(tmp_path: Path) -
     trainer.add_callback(StatsCallback(trainer))
     with pytest.raises(TypeError, match="StatsCallback: optimizer must be a schattor.Schattor"):
         trainer.train()
-
-
-# What accelerate and checkpoints do to an optimizer.
-
-
-def built(model: nn.Module, **keywords: Any) -> Schattor:
-    factory, keywords = trainer_optimizer(**{"lr": 1e-2, "p": 3.0, **keywords})
-    return factory()(model, **keywords)
-
-
-def backward(model: nn.Module, scale: float = 1.0) -> Tensor:
-    ids = Windows().ids[:4]
-    loss = model(input_ids=ids, labels=ids).loss * scale
-    loss.backward()
-    return loss.detach()
-
-
-def step_once(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    backward(model)
-    optimizer.step()
-
-
-def test_an_empty_state_dict_is_loaded_as_accelerate_does_before_the_first_step() -> None:
-    model = make_model()
-    optimizer = built(model)
-    state = optimizer.state_dict()
-    assert state["state"] == {}
-    optimizer.load_state_dict(state)
-    optimizer.load_state_dict(state_dict=state)  # the keyword that distributed checkpoints use
-    step_once(model, optimizer)
-
-
-def test_parameters_replaced_after_construction_are_the_ones_that_move() -> None:
-    # Sharding replaces group["params"] in place, after the optimizer was built.
-    model = make_model()
-    optimizer = built(model)
-    replaced = []
-    for group in optimizer.param_groups:
-        for index, parameter in enumerate(group["params"]):
-            new = nn.Parameter(parameter.detach().clone())
-            new.grad = torch.ones_like(new)
-            group["params"][index] = new
-            replaced.append((new, parameter, parameter.detach().clone()))
-    optimizer.step()
-    for new, old, before in replaced:
-        assert torch.equal(old, before)
-        assert (new != before).any()
-
-
-def test_step_takes_a_closure_by_position_and_by_keyword() -> None:
-    model = make_model()
-    optimizer = built(model)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        return backward(model)
-
-    first, second = optimizer.step(closure), optimizer.step(closure=closure)
-    assert first is not None and second is not None
-    assert second < first  # gradients of the closure are the ones that are applied
-
-
-def test_non_finite_gradients_move_nothing() -> None:
-    model = make_model()
-    optimizer = built(model)
-    step_once(model, optimizer)
-    kept, state = weights(model), copy.deepcopy(optimizer.state_dict()["state"])
-    optimizer.zero_grad()
-    backward(model, scale=math.inf)
-    optimizer.step()
-    for name, value in weights(model).items():
-        if "_proj" in name:
-            assert torch.equal(value, kept[name]), name
-    for group in optimizer.param_groups:
-        if group["rule"] == "matrix":
-            for parameter in group["params"]:
-                for value in optimizer.state[parameter].values():
-                    assert not torch.is_tensor(value) or torch.isfinite(value).all()
-    assert state.keys() == optimizer.state_dict()["state"].keys()
-
-
-def test_loss_scaler_skips_a_step_and_then_goes_on() -> None:
-    model = make_model()
-    optimizer, scaler = built(model), torch.amp.GradScaler("cpu", init_scale=2.0)
-    before = weights(model)
-    for scale in (math.inf, 1.0):
-        optimizer.zero_grad()
-        ids = Windows().ids[:4]
-        scaler.scale(model(input_ids=ids, labels=ids).loss * scale).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        if scale == math.inf:
-            assert_same_bits(before, weights(model))
-    assert all((value != before[name]).any() for name, value in weights(model).items())
-
-
-PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
-
-
-def assert_plain(value: Any) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            assert isinstance(key, (str, int))
-            assert_plain(item)
-    elif isinstance(value, (list, tuple, set)):
-        for item in value:
-            assert_plain(item)
-    else:
-        assert isinstance(value, PLAIN) and not isinstance(value, numpy.generic), repr(value)
-
-
-def test_checkpoints_hold_plain_values_and_load_weights_only(tmp_path: Path) -> None:
-    make_trainer(tmp_path, make_model(), trainer_optimizer(lr=1e-2, p=3.0)).train()
-    saved = torch.load(tmp_path / f"checkpoint-{STEPS}" / "optimizer.pt", weights_only=True)
-    assert_plain(saved)
-    names = [name for group in saved["param_groups"] for name in group["param_names"]]
-    assert sorted(names) == sorted(name for name, _ in make_model().named_parameters())
-
-
-def test_a_numpy_learning_rate_still_loads_weights_only(tmp_path: Path) -> None:
-    model = make_model()
-    optimizer = built(model, lr=numpy.float64(1e-2))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: numpy.float64(0.9) ** step)
-    for _ in range(2):
-        step_once(model, optimizer)
-        schedule.step()
-    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
-    saved = torch.load(tmp_path / "optimizer.pt", weights_only=True)
-    assert saved["param_groups"][0]["lr"] == pytest.approx(1e-2 * 0.9**2)
-    built(make_model()).load_state_dict(saved)
-
-
-def test_checkpointed_hyperparameters_win_and_unknown_keys_survive() -> None:
-    model = make_model()
-    optimizer = built(model, p=4.0)
-    optimizer.param_groups[0]["of_the_user"] = "kept"
-    step_once(model, optimizer)
-    other = built(make_model(), p=2.0, lr=0.5)
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert other.param_groups[0]["p"] == 4.0
-    assert other.param_groups[0]["lr"] == 1e-2
-    assert other.param_groups[0]["of_the_user"] == "kept"
-
-
-def test_every_save_has_the_same_keys() -> None:
-    model = make_model()
-    optimizer = built(model)
-    step_once(model, optimizer)
-    first = optimizer.state_dict()["state"]
-    step_once(model, optimizer)
-    second = optimizer.state_dict()["state"]
-    assert {k: set(v) for k, v in first.items()} == {k: set(v) for k, v in second.items()}
-    assert len(first) == len(list(model.parameters()))
-
-
-def test_importing_schattor_imports_no_transformers() -> None:
-    code = (
-        "import sys, schattor, schattor.integrations;"
-        "assert not [m for m in sys.modules if m.split('.')[0] in ('transformers', 'accelerate')]"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
