@@ -95,7 +95,7 @@ bool on_tiles(const ChainArgs& args) { return level() == Level::kAmx && amx_chai
 }  // namespace
 
 void chain_direction(const ChainArgs& args, const Parallel& parallel) {
-  if (is_empty(args)) return;
+  if (is_empty(args)) return put_empty(args);
   if (on_tiles(args)) return chain_direction_amx(args, parallel);
   if (args.gram) return gram_chain(args, parallel);
   if (args.dtype == Dtype::kFloat64) return ChainBatch<DirectChain<double>>(args, parallel).solve();
@@ -103,7 +103,7 @@ void chain_direction(const ChainArgs& args, const Parallel& parallel) {
 }
 
 int64_t chain_workspace_bytes(const ChainArgs& args, int threads) {
-  if (args.batch == 0 || args.rows == 0 || args.cols == 0) return 0;
+  if (is_empty(args)) return 0;
   if (on_tiles(args)) return amx_workspace_bytes(args, threads);
   Parallel parallel;
   parallel.threads = threads;

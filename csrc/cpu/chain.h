@@ -30,12 +30,15 @@ void put_overlap(const Args& args, int64_t index, Overlap overlap) {
   args.direction.square[index] = overlap.square;
 }
 
-// Whether there is nothing to compute; what comes with directions of no entries is then written.
 template <typename Args>
 bool is_empty(const Args& args) {
-  if (args.batch > 0 && args.rows > 0 && args.cols > 0) return false;
+  return args.batch == 0 || args.rows == 0 || args.cols == 0;
+}
+
+// What comes with directions of no entries.
+template <typename Args>
+void put_empty(const Args& args) {
   for (int64_t index = 0; index < args.batch; ++index) put_overlap(args, index, Overlap{});
-  return true;
 }
 
 // The direction of a zero matrix is zero, and that of one with an inf or a NaN is NaN: every entry

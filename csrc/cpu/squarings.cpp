@@ -92,7 +92,7 @@ void solve(const SquaringsArgs& args, const Parallel& parallel) {
 }  // namespace
 
 void squarings_direction(const SquaringsArgs& args, const Parallel& parallel) {
-  if (is_empty(args)) return;
+  if (is_empty(args)) return put_empty(args);
   if (args.dtype == Dtype::kFloat64) {
     solve<double>(args, parallel);
   } else {
