@@ -344,6 +344,16 @@ def test_levels_that_the_processor_lacks_are_refused() -> None:
             _C.force_cpu_level("amx")
 
 
+def test_workspace_is_told_beforehand() -> None:
+    asked = {"rows": 96, "cols": 128, "dtype": "float32", "depth": 8, "gram": False}
+    one = _C.chain_workspace_bytes(batch=1, **asked, threads=1)
+    assert one >= 3 * 4 * 96 * 128  # two iterates and the mixture
+    assert _C.chain_workspace_bytes(batch=50, **asked, threads=1) == one
+    assert _C.chain_workspace_bytes(batch=0, **asked, threads=1) == 0
+    with pytest.raises(ValueError, match="dtype must be float64, float32, bfloat16 or float16"):
+        _C.chain_workspace_bytes(batch=1, **{**asked, "dtype": "int8"}, threads=1)
+
+
 def test_a_device_without_kernels_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ops._say_once.cache_clear()
     announced = ops._announced(lambda x: x + 1, "TEST")
