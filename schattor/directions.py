@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from schattor import ops
+from schattor import ops, portable
 from schattor.planning import Plan, chain_steps
 from schattor.portable import scalar_dtype
 
@@ -30,10 +30,10 @@ OVERSAMPLING = 8
 
 
 class Gathered(NamedTuple):
-    """Matrices as a wide batch of unit Frobenius norm, and the way back."""
+    """Matrices as a wide batch of one Frobenius norm, and the way back: ``x = norms wide``."""
 
     wide: Tensor  # [batch, rows, cols]
-    norms: Tensor  # [batch], zero where the matrix is zero or not finite
+    norms: Tensor  # [batch] |x|_F / size, zero where the matrix is zero or not finite
     finite: Tensor  # [batch]
     back: Callable[[Tensor], Tensor]  # [batch, rows, cols] -> [..., m, n], NaN where not finite
 
@@ -59,8 +59,11 @@ def scalars(wide: Tensor, value: float) -> Tensor:
     return torch.full((wide.shape[0],), value, dtype=dtype, device=wide.device)
 
 
-def gather(x: Tensor, dtype: torch.dtype) -> Gathered:
-    """``x`` ``[..., m, n]`` as a wide batch of ``dtype``; `back` returns to the dtype of ``x``."""
+def gather(x: Tensor, dtype: torch.dtype, size: float = 1.0) -> Gathered:
+    """``x`` ``[..., m, n]`` as a wide batch of ``dtype``; `back` returns to the dtype of ``x``.
+
+    ``size``, a power of two, is the Frobenius norm that each matrix of the batch has.
+    """
     m, n = x.shape[-2:]
     matrices = x.detach().reshape(math.prod(x.shape[:-2]), m, n)
     views = matrices.mT if m > n else matrices
@@ -69,7 +72,7 @@ def gather(x: Tensor, dtype: torch.dtype) -> Gathered:
     finite = torch.ones(len(wide), dtype=torch.bool, device=x.device)
     if wide.numel():
         rate = norms.new_zeros(())
-        ops.gather_momentum(list(views), [], rate, False, False, wide, norms, finite)
+        ops.gather_momentum(list(views), [], rate, False, False, size, wide, norms, finite)
 
     def back(result: Tensor) -> Tensor:
         marked = torch.where(finite[:, None, None], result, math.nan)
@@ -83,8 +86,8 @@ def wide_direction(wide: Tensor, powers: Tensor, weights: Tensor | None, plan: P
     """Directions of a wide batch by the plan's route, without a read-back to the host.
 
     Args:
-        wide: contiguous ``[batch, rows, cols]`` in ``plan.dtype``, each of Frobenius norm 1 or 0,
-            and finite.
+        wide: contiguous ``[batch, rows, cols]`` in ``plan.dtype``, each of Frobenius norm
+            ``plan.size`` or 0, and finite.
         powers: ``[batch]`` of the singular values. All equal, except on the routes `chain` and
             `exact`.
         weights: ``[batch, depth + 1]`` rows of `planning.chain_weights`, for the route `chain`;
@@ -100,9 +103,8 @@ def wide_direction(wide: Tensor, powers: Tensor, weights: Tensor | None, plan: P
         if weights is None:
             raise ValueError("wide_direction: weights must be given for the route chain, got None")
         steps, restarts = chain_steps(plan), list(plan.restarts)
-        direction, inner, square = ops.chain_direction(
-            wide, steps, weights, powers, plan.gram, restarts
-        )
+        chain = ops.chain_direction if plan.engine == "kernels" else portable.chain_direction
+        direction, inner, square = chain(wide, steps, weights, powers, plan.gram, restarts)
         return Directions(direction, inner, square, _root(inner, powers))
     if plan.route == "squarings":
         return _squarings(wide, powers, plan)
@@ -122,8 +124,8 @@ def _root(inner: Tensor, powers: Tensor) -> Tensor:
 
 
 def _squarings(wide: Tensor, powers: Tensor, plan: Plan) -> Directions:
-    # s_1 lies in [rows^-1/2, 1]: centred on 1, its powers up to 33 stay within float32 both ways.
-    centre = wide.shape[1] ** 0.25
+    # s_1 lies in size [rows^-1/2, 1]: centred on 1, its powers up to 33 are float32 numbers.
+    centre = wide.shape[1] ** 0.25 / plan.size
     polynomial = list(plan.polynomial)
     direction, inner, square = ops.squarings_direction(wide * centre, polynomial, powers)
     return Directions(direction, inner / centre, square, _root(inner, powers) / centre)

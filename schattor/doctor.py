@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
+import re
 
 import torch
 
-from schattor import _C, __version__, ops, planning
+from schattor import _C, __version__, measured, ops, planning
+from schattor.planning import Plan
 
 # A square, a wide and a long thin matrix: enough to show every kind of decision.
 _SHAPES = ((768, 768), (768, 3072), (16, 4096))
 _POWERS = ((0.0, "inf"), (0.5, "3"), (1.0, "2"))
+_MIB = 2**20
 
 
 def _devices() -> list[torch.device]:
@@ -27,11 +30,50 @@ def _name(device: torch.device) -> str:
     return str(device)
 
 
+def built_for(level: str, built: str) -> bool:
+    """Whether kernels ``built`` for these architectures run on a GPU of this level.
+
+    Machine code serves its own generation from its minor version on, PTX every later GPU, and what
+    ends in "a" one architecture alone.
+
+    >>> built_for("sm_86", "sm_80"), built_for("sm_90", "sm_80"), built_for("sm_90", "sm_80+PTX")
+    (True, False, True)
+    """
+    here = int(level.removeprefix("sm_"))
+    for number, exact, ptx in re.findall(r"sm_(\d+)([af]?)(\+PTX)?", built):
+        least = int(number)
+        same = here == least if exact else here // 10 == least // 10 and here >= least
+        if same or (ptx and here >= least):
+            return True
+    return False
+
+
 def _operators(device: torch.device) -> str:
+    why = ops.missing(device)
+    if why:
+        return f"plain torch: {why}"
     if device.type == "cpu":
         forced = "" if _C.cpu_level() == _C.detected_cpu_level() else ", forced"
         return f"C++ kernels, instruction set {_C.cpu_level()}{forced}"
-    return "plain torch: this build has no kernels of ours for this device"
+    level, built = planning.device_facts(device).level, _C.build_info()["cuda"]
+    if not built_for(level, built):
+        return f"CUDA kernels of {built}: none for {level}, operators will fail; install again here"
+    timed = ", ".join(measured.devices(level))
+    return f"CUDA kernels, {level}, {f'timed on {timed}' if timed else f'never timed on {level}'}"
+
+
+def _kernel(plan: Plan, rows: int, cols: int, device: torch.device) -> str:
+    """Which CUDA kernel takes a chain, for one matrix."""
+    if plan.route != "chain" or device.type != "cuda" or ops.missing(device):
+        return ""
+    if plan.engine != "kernels":
+        return " [torch.bmm]"
+    dtype, restarts = str(plan.dtype).removeprefix("torch."), list(plan.restarts)
+    with torch.cuda.device(device):
+        kernel, workspace = _C.cuda_chain_kernel(
+            1, rows, cols, dtype, plan.depth, plan.gram, restarts
+        )
+    return f" [kernel {kernel}, {workspace / _MIB:.1f} MiB of workspace a matrix]"
 
 
 def report() -> str:
@@ -48,6 +90,7 @@ def report() -> str:
         f"built with torch {built['torch_built_with']} for the stable ABI of torch"
         f" {built['torch_abi']} and later, compiler {built['compiler']}",
         f"CUDA kernels: {built['cuda']}",
+        f"CUDA tensors: {ops.missing(torch.device('cuda')) or 'CUDA kernels'}",
         f"processor: {platform.machine()}, instruction sets up to {_C.detected_cpu_level()},"
         f" {torch.get_num_threads()} threads",
     ]
@@ -57,7 +100,8 @@ def report() -> str:
         for rows, cols in _SHAPES:
             for power, p in _POWERS:
                 plan = planning.plan(power, rows, cols, torch.float32, facts)
-                lines.append(f"  {rows} x {cols}, p = {p}: {plan}")
+                kernel = _kernel(plan, rows, cols, device)
+                lines.append(f"  {rows} x {cols}, p = {p}: {plan}{kernel}")
     if any(not ops.native(device) for device in _devices()):
         lines += ["", "SCHATTOR_STRICT=1 in the environment turns plain torch into an error."]
     return "\n".join(lines)

@@ -96,8 +96,11 @@ def _directed(wide: Tensor, power: float, plan: Plan) -> Directions:
 def _sized_direction(
     x: Tensor, power: float, plan: Plan, size: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """The direction of x by the plan, sized so that ``<x / |x|_F, result> = size(norms, dual)``."""
-    gathered = gather(x, plan.dtype)
+    """The direction of x by the plan, sized so that ``<x / norms, result> = size(norms, dual)``.
+
+    ``norms`` are those of `gather`, ``norms dual`` the dual norm of x.
+    """
+    gathered = gather(x, plan.dtype, plan.size)
     if not gathered.wide.numel():
         return torch.zeros_like(x, memory_format=torch.contiguous_format)
     found = _directed(gathered.wide, power, plan)
@@ -290,7 +293,7 @@ def schatten_norm(x: Tensor, p: float, *, method: NormMethod = "exact") -> Tenso
         unit = torch.linalg.vector_norm(singular_values(gathered.wide), p, dim=-1)
     else:
         plan = _planned(who, x, p - 1)
-        gathered = gather(x, plan.dtype)
+        gathered = gather(x, plan.dtype, plan.size)
         unit = _directed(gathered.wide, p - 1, plan).dual
     norms = torch.where(gathered.finite, gathered.norms * unit, math.nan)
     return norms.reshape(x.shape[:-2]).to(dtype)

@@ -2,8 +2,9 @@
 
 A *wide batch* is contiguous ``[batch, rows, cols]`` with ``rows <= cols``. Lists hold 2-D views of
 one shape and any strides. Numbers that differ by matrix are float64 ``[batch]``; ``finite`` is a
-bool ``[batch]``. On a processor the operators are C++ (``csrc/cpu``); on a device without kernels
-of ours they are :mod:`schattor.portable`, which says so once.
+bool ``[batch]``. On a processor the operators are C++ (``csrc/cpu``), on a GPU CUDA
+(``csrc/kernels``) where that was built and torch has CUDA; on a device without kernels of ours they
+are :mod:`schattor.portable`, which says so once.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from schattor import portable
+from schattor import _C, portable
 
 __all__ = [
     "Direction",
     "chain_direction",
     "gather_momentum",
     "inner_products",
+    "missing",
     "native",
     "partial_svd",
     "scatter_update",
@@ -34,10 +36,43 @@ __all__ = [
 torch.ops.load_library(Path(__file__).with_name("_ops_cpu.so"))
 _ops = torch.ops.schattor
 
-# Dispatch keys without kernels of ours, which schattor.portable serves.
-_PORTABLE_KEYS = ("CUDA", "MPS", "XPU", "PrivateUse1")
+_OPERATORS = (
+    "chain_direction",
+    "gather_momentum",
+    "inner_products",
+    "partial_svd",
+    "scatter_update",
+    "squarings_direction",
+)
 
-# direction, its inner product with the input, its squared Frobenius norm
+
+def _load_cuda(library: Path, torch_cuda: str | None, built: str) -> str:
+    """Load the operators' CUDA library; why there is none, or "" where CUDA tensors take it.
+
+    A library that was built but does not load is said at once: that is a fault to be mended.
+    """
+    if torch_cuda is None:
+        return "this torch is built without CUDA"
+    if not library.exists():
+        return f"the CUDA kernels are {built}"
+    try:
+        torch.ops.load_library(library)
+        _C.attach_cuda(str(library))
+    except (OSError, RuntimeError, ValueError) as error:
+        why = f"the CUDA kernels are built ({built}) but do not load: {error}"
+        warnings.warn(f"schattor: {why}", stacklevel=2)
+        return why
+    return ""
+
+
+_without_cuda = _load_cuda(
+    Path(__file__).with_name("_ops_cuda.so"), torch.version.cuda, _C.build_info()["cuda"]
+)
+
+# Dispatch keys without kernels of ours, which schattor.portable serves.
+_PORTABLE_KEYS = (*(("CUDA",) if _without_cuda else ()), "MPS", "XPU", "PrivateUse1")
+
+# A direction, its inner product with the input, its squared Frobenius norm.
 Direction = tuple[Tensor, Tensor, Tensor]
 
 
@@ -47,17 +82,18 @@ def gather_momentum(
     momentum: Tensor,
     ema: bool,
     nesterov: bool,
+    size: float,
     wide: Tensor,
     norms: Tensor,
     finite: Tensor,
 ) -> None:
-    """Write ``wide = M / |M|_F``, ``norms = |M|_F`` and ``finite``, reading moments, writing none.
+    """Write ``wide = size M / |M|_F``, ``norms = |M|_F / size`` and ``finite``; moments are read.
 
     ``m' = momentum m + c g`` with ``c = 1 - momentum`` if ``ema`` else 1; ``M = momentum m' + c g``
     if ``nesterov`` else ``m'``; ``M = g`` where ``momenta`` is empty. A matrix with an entry that
-    is not finite counts as zero.
+    is not finite counts as zero. ``size`` is a power of two, 1 but for float16: see `Plan.size`.
     """
-    _ops.gather_momentum(grads, momenta, momentum, ema, nesterov, wide, norms, finite)
+    _ops.gather_momentum(grads, momenta, momentum, ema, nesterov, size, wide, norms, finite)
 
 
 def chain_direction(
@@ -156,6 +192,7 @@ def _(
     momentum: Tensor,
     ema: bool,
     nesterov: bool,
+    size: float,
     wide: Tensor,
     norms: Tensor,
     finite: Tensor,
@@ -178,15 +215,23 @@ def _(
     return None
 
 
+def missing(device: torch.device) -> str:
+    """Why operators on ``device`` are plain torch; empty where they are kernels of ours."""
+    if device.type == "cuda":
+        return _without_cuda
+    return "" if device.type == "cpu" else f"there are no kernels of ours for {device.type}"
+
+
 def native(device: torch.device) -> bool:
     """Whether operators on ``device`` are kernels of ours rather than plain torch."""
-    return device.type == "cpu"
+    return not missing(device)
 
 
 @functools.cache
 def _say_once(key: str) -> None:
+    why = f": {_without_cuda}" if key == "CUDA" else ""
     message = (
-        f"schattor: no kernels of ours for {key} tensors in this build; they take plain torch,"
+        f"schattor: no kernels of ours for {key} tensors in this build{why}; they take plain torch,"
         " which gives the same results slower. `python -m schattor.doctor` shows what is built."
     )
     if os.environ.get("SCHATTOR_STRICT") == "1":
@@ -206,5 +251,5 @@ def _announced(function: Callable[..., Any], key: str) -> Callable[..., Any]:
 # Kept for the life of the process: a library takes its registrations with it when it goes.
 _portable_library = torch.library.Library("schattor", "IMPL")
 for _key in _PORTABLE_KEYS:
-    for _name in sorted(set(__all__) - {"Direction", "native"}):
+    for _name in _OPERATORS:
         _portable_library.impl(_name, _announced(getattr(portable, _name), _key), _key)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from schattor import _C, ops
+from schattor import _C, measured, ops
 from schattor.theory import chains, exponents
 
 __all__ = [
@@ -73,7 +73,8 @@ class DeviceFacts(NamedTuple):
     """What planning knows of a device.
 
     kind: torch's device type; native: whether our kernels serve it; level: the instruction set in
-    force on a processor ("baseline", "avx2", "avx512", "amx"), empty elsewhere.
+    force on a processor ("baseline", "avx2", "avx512", "amx"), the compute capability of a GPU of
+    CUDA ("sm_90"), empty elsewhere.
     """
 
     kind: str
@@ -87,6 +88,8 @@ class Plan:
 
     dtype: of the wide batch. depth, coefficients, gram, restarts: of the chain. polynomial: of the
     squarings. rank: triples that the partial SVD keeps, of `columns` iterated `iterations` times.
+    size: Frobenius norm that `gather_momentum` gives each matrix, a power of two. engine: of the
+    chain's products.
     """
 
     route: Route
@@ -99,6 +102,8 @@ class Plan:
     rank: int = 0
     columns: int = 0
     iterations: int = 0
+    size: float = 1.0
+    engine: measured.Engine = "kernels"
     reason: str = ""
 
     def __str__(self) -> str:
@@ -121,8 +126,16 @@ def device_facts(device: torch.device) -> DeviceFacts:
     >>> device_facts(torch.device("cpu")).native
     True
     """
-    level = _C.cpu_level() if device.type == "cpu" else ""
-    return DeviceFacts(device.type, ops.native(device), level)
+    return DeviceFacts(device.type, ops.native(device), _level(device))
+
+
+def _level(device: torch.device) -> str:
+    if device.type == "cpu":
+        return _C.cpu_level()
+    if device.type == "cuda" and torch.version.cuda and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"sm_{major}{minor}"
+    return ""
 
 
 def power_of(who: str, p: float | None, power: float | None) -> float:
@@ -309,7 +322,14 @@ def _chain(
     gram, why_side = _gram_side(rows, cols, stored, facts)
     restarts = _restarts(chains.steps(coefficients, depth), stored) if gram else ()
     reason = f"power {power:.4g} is at most {chains.CHAIN_MAX_POWER}; {why_dtype}; {why_side}"
-    return Plan("chain", stored, depth, coefficients, gram, restarts, reason=reason)
+    found = Plan("chain", stored, depth, coefficients, gram, restarts, reason=reason)
+    if stored == torch.float16:
+        found = replace(found, size=_float16_size(rows))
+    if facts.kind == "cuda" and facts.native:
+        name = str(stored).removeprefix("torch.")
+        engine, why_engine = measured.chain_engine(facts.level, name, rows, cols, gram)
+        found = replace(found, engine=engine, reason=f"{reason}; {why_engine}")
+    return found
 
 
 def _chain_dtype(
@@ -333,6 +353,14 @@ def _chain_dtype(
     if rows <= _THIN_ROWS or cols >= _THIN_ASPECT * rows:
         return torch.float32, "float32 since the matrix is thin for AMX tiles"
     return torch.bfloat16, "bfloat16 since the processor has AMX"
+
+
+def _float16_size(rows: int) -> float:
+    """The power of two nearest `rows^(1/4)`.
+
+    Entries of a matrix of norm 1 are about `(rows cols)^-1/2`, and float16 loses digits below 6e-5.
+    """
+    return 2.0 ** round(math.log2(max(1, rows)) / 4)
 
 
 def _gram_side(rows: int, cols: int, dtype: torch.dtype, facts: DeviceFacts) -> tuple[bool, str]:

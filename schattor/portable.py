@@ -91,15 +91,16 @@ def gather_momentum(
     momentum: Tensor,
     ema: bool,
     nesterov: bool,
+    size: float,
     wide: Tensor,
     norms: Tensor,
     finite: Tensor,
 ) -> None:
-    """Write ``M / |M|_F`` into ``wide``, ``|M|_F`` into ``norms``; no moment is written.
+    """Write ``size M / |M|_F`` into ``wide``, ``|M|_F / size`` into ``norms``; moments stay.
 
     ``m' = momentum m + c g`` with ``c = 1 - momentum`` (ema) or 1, and ``M = momentum m' + c g``
     (nesterov) or ``m'``; ``M = g`` where ``momenta`` is empty. Where an entry of ``M`` is not
-    finite, ``finite`` is False and ``wide`` and ``norms`` are 0.
+    finite, ``finite`` is False and ``wide`` and ``norms`` are 0. ``size`` is a power of two.
     """
     if not grads:
         return
@@ -115,9 +116,9 @@ def gather_momentum(
     # The largest entry first: squares of entries near 1e-30 or 1e30 are not float32 numbers.
     peak = applied.abs().flatten(1).amax(1)
     applied = applied / torch.where(peak > 0, peak, torch.ones_like(peak))[:, None, None]
-    size = _frobenius(applied)
-    norms.copy_(size * peak.to(size.dtype))
-    wide.copy_(applied * _per_matrix(_reciprocal(size), applied))
+    norm = _frobenius(applied)
+    norms.copy_(norm * peak.to(norm.dtype) / size)
+    wide.copy_(applied * _per_matrix(size * _reciprocal(norm), applied))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from schattor.theory import chains
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 AVX = DeviceFacts("cpu", True, "avx512")
 AMX = DeviceFacts("cpu", True, "amx")
-GPU = DeviceFacts("cuda", True, "")
+GPU = DeviceFacts("cuda", True, "sm_90")
 BARE_GPU = DeviceFacts("cuda", False, "")
 MPS = DeviceFacts("mps", False, "")
 
@@ -138,6 +138,27 @@ def test_restarts_are_steps_of_the_chain(coefficients: str, dtype: torch.dtype) 
         restarts = chain(8, 80, GPU, **settings).restarts
         assert sorted(set(restarts)) == list(restarts)
         assert all(1 <= k < depth for k in restarts)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"), [(1, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (63, 2.0), (65, 4.0)]
+)
+def test_float16_batches_have_the_power_of_two_nearest_the_fourth_root(
+    rows: int, size: float
+) -> None:
+    settings = {"coefficients": "jordan", "chain_dtype": F16}  # a chain for a single row too
+    assert chain(rows, 2 * rows, GPU, **settings).size == size
+    assert chain(rows, 2 * rows, AVX, **settings).size == size
+    assert chain(rows, 2 * rows, GPU, chain_dtype=BF16).size == 1.0
+    assert plan(8.0, rows, rows, F32, GPU).size == 1.0
+    assert chain(4096, 4096, GPU).size == 8.0
+
+
+def test_engine_on_a_gpu_never_timed() -> None:
+    assert chain(64, 64, GPU).engine == "kernels"
+    assert "our kernels, never timed on sm_90" in chain(64, 64, GPU).reason
+    for facts in (AVX, AMX, BARE_GPU, MPS):
+        assert "timed" not in chain(64, 64, facts).reason
 
 
 def test_squarings_carry_their_polynomial_and_no_half_precision() -> None:

@@ -63,7 +63,7 @@ def test_gather_follows_the_momentum_rule(dtype: torch.dtype, nesterov: bool, em
     wide = torch.empty(2, 6, 9, dtype=dtype)
     norms, finite = torch.empty(2, dtype=F64), torch.empty(2, dtype=torch.bool)
 
-    portable.gather_momentum(grads, momenta, number(0.9), ema, nesterov, wide, norms, finite)
+    portable.gather_momentum(grads, momenta, number(0.9), ema, nesterov, 1.0, wide, norms, finite)
 
     share = 0.1 if ema else 1.0
     for i in range(2):
@@ -81,7 +81,7 @@ def test_gather_norms_of_tiny_and_huge_matrices(scale: float) -> None:
     wide, norms = torch.empty(1, 5, 7), torch.empty(1, dtype=F64)
     finite = torch.empty(1, dtype=torch.bool)
 
-    portable.gather_momentum([grad], [], number(0.0), False, False, wide, norms, finite)
+    portable.gather_momentum([grad], [], number(0.0), False, False, 1.0, wide, norms, finite)
 
     assert norms[0] == pytest.approx(float(grad.double().norm()), rel=1e-6)
     assert relative(wide[0], grad.double() / grad.double().norm()) < 1e-6
@@ -94,7 +94,7 @@ def test_gather_marks_what_is_not_finite_and_leaves_zero_alone() -> None:
     wide, norms = torch.full((4, 2, 3), 7.0), torch.full((4,), 7.0, dtype=F64)
     finite = torch.empty(4, dtype=torch.bool)
 
-    portable.gather_momentum(grads, [], number(0.0), False, False, wide, norms, finite)
+    portable.gather_momentum(grads, [], number(0.0), False, False, 1.0, wide, norms, finite)
 
     assert finite.tolist() == [True, True, False, False]
     assert norms.tolist() == pytest.approx([6**0.5, 0.0, 0.0, 0.0])

@@ -1,5 +1,5 @@
-// schattor._C: facts of the build and of the processor. No tensors pass here; loading this module
-// loads the operator library that it is linked with.
+// schattor._C: facts of the build, of the processor, and of launches on a GPU. No tensors pass
+// here; loading this module loads the operator library that it is linked with.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,12 +9,15 @@
 #include <string>
 
 #include "../cpu/kernels.h"
+#include "cuda_library.h"
 
 namespace {
 
 using schattor::cpu::Level;
 
 constexpr std::array<const char*, 4> kLevelNames = {"baseline", "avx2", "avx512", "amx"};
+// In the order of schattor::cpu::Dtype and schattor::cuda::Dtype.
+constexpr std::array<const char*, 4> kDtypeNames = {"float64", "float32", "bfloat16", "float16"};
 
 std::string name_of(Level level) { return kLevelNames[static_cast<size_t>(level)]; }
 
@@ -30,42 +33,60 @@ void force_cpu_level(const std::string& name) {
                               name);
 }
 
-schattor::cpu::Dtype dtype_named(const std::string& name) {
-  using schattor::cpu::Dtype;
-  if (name == "float64") return Dtype::kFloat64;
-  if (name == "float32") return Dtype::kFloat32;
-  if (name == "bfloat16") return Dtype::kBFloat16;
-  if (name == "float16") return Dtype::kFloat16;
-  throw std::invalid_argument(
-      "chain_workspace_bytes: dtype must be float64, float32, bfloat16 or float16, got " + name);
+int dtype_named(const char* who, const std::string& name) {
+  for (size_t i = 0; i < kDtypeNames.size(); ++i) {
+    if (name == kDtypeNames[i]) return static_cast<int>(i);
+  }
+  throw std::invalid_argument(std::string(who) +
+                              ": dtype must be float64, float32, bfloat16 or float16, got " + name);
 }
 
 int64_t chain_workspace_bytes(int64_t batch, int64_t rows, int64_t cols, const std::string& dtype,
                               int64_t depth, bool gram, int threads) {
   schattor::cpu::ChainArgs args{};
   args.batch = batch, args.rows = rows, args.cols = cols;
-  args.dtype = dtype_named(dtype);
+  args.dtype = static_cast<schattor::cpu::Dtype>(dtype_named("chain_workspace_bytes", dtype));
   args.depth = depth;
   args.gram = gram;
   return schattor::cpu::chain_workspace_bytes(args, threads);
+}
+
+std::pair<std::string, int64_t> cuda_chain_kernel(int64_t batch, int64_t rows, int64_t cols,
+                                                  const std::string& dtype, int depth, bool gram,
+                                                  const std::vector<int64_t>& restarts,
+                                                  const std::array<int, 3>& device) {
+  SchattorChain chain{};
+  chain.batch = batch, chain.rows = rows, chain.cols = cols;
+  chain.dtype = dtype_named("cuda_chain_kernel", dtype);
+  chain.depth = depth;
+  chain.gram = gram;
+  chain.restarts = restarts.data();
+  chain.restart_count = static_cast<int>(restarts.size());
+  chain.arch = device[0], chain.multiprocessors = device[1], chain.shared_bytes = device[2];
+  return schattor::bindings::chain_kernel(chain);
 }
 
 std::map<std::string, std::string> build_info() {
   return {{"compiler", __VERSION__},
           {"torch_abi", SCHATTOR_TORCH_ABI},
           {"torch_built_with", SCHATTOR_TORCH_VERSION},
-          {"cuda", "not built"}};
+          {"cuda", SCHATTOR_CUDA}};
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "Build facts and processor features; no tensors.";
+  using pybind11::arg;
+  module.doc() = "Facts of the build, the processor, and launches on a GPU; no tensors.";
   module.def("build_info", &build_info);
   module.def("cpu_level", [] { return name_of(schattor::cpu::level()); });
   module.def("detected_cpu_level", [] { return name_of(schattor::cpu::detected_level()); });
-  module.def("force_cpu_level", &force_cpu_level, pybind11::arg("level"));
-  module.def("chain_workspace_bytes", &chain_workspace_bytes, pybind11::arg("batch"),
-             pybind11::arg("rows"), pybind11::arg("cols"), pybind11::arg("dtype"),
-             pybind11::arg("depth"), pybind11::arg("gram"), pybind11::arg("threads"));
+  module.def("force_cpu_level", &force_cpu_level, arg("level"));
+  module.def("chain_workspace_bytes", &chain_workspace_bytes, arg("batch"), arg("rows"),
+             arg("cols"), arg("dtype"), arg("depth"), arg("gram"), arg("threads"));
+  module.def("attach_cuda", &schattor::bindings::attach, arg("path"));
+  module.def("cuda_chain_kernel", &cuda_chain_kernel, arg("batch"), arg("rows"), arg("cols"),
+             arg("dtype"), arg("depth"), arg("gram"), arg("restarts") = std::vector<int64_t>(),
+             arg("device") = std::array<int, 3>());
+  module.def("force_cuda_chain_kernel", &schattor::bindings::force_chain_kernel, arg("kernel"));
 }

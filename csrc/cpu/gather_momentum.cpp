@@ -12,7 +12,7 @@
 namespace schattor::cpu {
 namespace {
 
-// |M|_F = root 2^exponent: a root that neither over- nor underflowed.
+// |M|_F / size = root 2^exponent: a root that neither over- nor underflowed.
 struct Norm {
   double root;
   int exponent;
@@ -49,7 +49,8 @@ class Gather {
       : args_(args), loops_(kernels().rows.in<T>()), blend_(applied<T>(args.rule)) {}
 
   void run(int64_t i, const Parallel& parallel) const {
-    const Norm norm = measure(i, parallel);
+    Norm norm = measure(i, parallel);
+    norm.exponent -= std::ilogb(args_.size);
     const bool usable = norm.is_finite() && norm.root > 0;
     args_.finite[i] = norm.is_finite();
     args_.norms[i] = usable ? norm.value() : 0;

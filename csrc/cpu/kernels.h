@@ -40,15 +40,17 @@ struct MomentumRule {
   bool nesterov = false;
 };
 
-// wide = M / |M|_F with the M of the rule above. Moments are read, not written.
+// wide = size M / |M|_F and norms = |M|_F / size with the M of the rule above, so M = norms wide.
+// Moments are read, not written.
 struct GatherArgs {
   int64_t batch, rows, cols;
   const View* grads;    // (batch)
   const View* momenta;  // (batch), or null: no momentum, M = g
   Dtype grad_dtype, momentum_dtype, wide_dtype;
   MomentumRule rule;
+  double size;      // a power of two that keeps float16 entries from being subnormal
   void* wide;       // (batch, rows, cols); zero where M is zero or not finite
-  double* norms;    // (batch) |M|_F, zero where M is zero or not finite
+  double* norms;    // (batch) zero where M is zero or not finite
   uint8_t* finite;  // (batch) 1 where every entry of M is finite, else 0
 };
 void gather_momentum(const GatherArgs& args, const Parallel& parallel);

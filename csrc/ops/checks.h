@@ -38,6 +38,21 @@ class Checks {
             torch::headeronly::toString(type));
   }
 
+  // One device for all tensors of a call: that of `like`.
+  void device(const char* name, const Tensor& t, const char* like_name, const Tensor& like) const {
+    const torch::stable::Device got = t.device(), wanted = like.device();
+    if (!(got == wanted)) {
+      require(false, name, " must be on ", text(wanted), " like ", like_name, ", got ", text(got));
+    }
+  }
+  void devices(const char* name, const std::vector<Tensor>& list, const char* like_name,
+               const Tensor& like) const {
+    for (size_t i = 0; i < list.size(); ++i) {
+      if (list[i].device() == like.device()) continue;
+      device((std::string(name) + '[' + std::to_string(i) + ']').c_str(), list[i], like_name, like);
+    }
+  }
+
   void shape(const char* name, const Tensor& t, const std::vector<int64_t>& sizes) const {
     bool same = t.dim() == static_cast<int64_t>(sizes.size());
     for (size_t i = 0; same && i < sizes.size(); ++i) same = t.size(i) == sizes[i];
@@ -53,6 +68,14 @@ class Checks {
     require(t.scalar_type() == ScalarType::Double, name, " must be float64, got ",
             torch::headeronly::toString(t.scalar_type()));
     shape(name, t, sizes);
+    contiguous(name, t);
+  }
+
+  // One flag a matrix.
+  void flags(const char* name, const Tensor& t, int64_t batch) const {
+    shape(name, t, {batch});
+    require(t.scalar_type() == ScalarType::Bool, name, " must be bool, got ",
+            torch::headeronly::toString(t.scalar_type()));
     contiguous(name, t);
   }
 
@@ -86,6 +109,11 @@ class Checks {
   }
   static std::vector<int64_t> strides_of(const Tensor& t) {
     return {t.strides().begin(), t.strides().end()};
+  }
+  static std::string text(const torch::stable::Device& device) {
+    if (device.is_cpu()) return "cpu";
+    const std::string type = device.is_cuda() ? "cuda" : "another kind of device";
+    return type + ':' + std::to_string(device.index());
   }
   static std::string text(const std::vector<int64_t>& values) {
     std::ostringstream out;

@@ -9,7 +9,7 @@
 STABLE_TORCH_LIBRARY(schattor, library) {
   library.def(
       "gather_momentum(Tensor[] grads, Tensor[] momenta, Tensor momentum, bool ema, bool nesterov,"
-      " Tensor(a!) wide, Tensor(b!) norms, Tensor(c!) finite) -> ()");
+      " float size, Tensor(a!) wide, Tensor(b!) norms, Tensor(c!) finite) -> ()");
   library.def(
       "chain_direction(Tensor wide, float[] steps, Tensor weights, Tensor powers, bool gram,"
       " int[] restarts) -> (Tensor direction, Tensor inner, Tensor square)");

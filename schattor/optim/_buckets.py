@@ -29,7 +29,10 @@ __all__ = ["Bucket", "BucketKey", "Measured", "Place", "Source"]
 _MIB = 2**20
 # Arrays of the size of a wide batch that are alive at once: it, its direction, and two iterates.
 _ARRAYS_ALIVE = 4
-_RECORDED = ("route", "dtype", "depth", "gram", "restarts")
+# On a processor a chunk's arrays are small enough for its caches and for malloc to give the same
+# pages again at every step; fresh ones, which the system clears first, cost as much as a gather.
+_CACHED_MIB = 8
+_RECORDED = ("route", "dtype", "depth", "gram", "restarts", "size", "engine")
 
 
 class BucketKey(NamedTuple):
@@ -156,6 +159,13 @@ class Bucket:
             self._rates = (lr, momentum, weight_decay)
         return changed
 
+    def follows(self, group: Group) -> bool:
+        """Whether the device holds the group's values already; a tensor's are never known."""
+        rates = (group["lr"], group["momentum"], group["weight_decay"])
+        return (group["p"], group["power"]) == self._followed and (
+            isinstance(group["lr"], Tensor) or rates == self._rates
+        )
+
     def _set_power(self, group: Group, power: float) -> None:
         outer = outer_exponent(self._who, group, power)
         old, self._plan = self._plan, self._planned(group, power)
@@ -198,8 +208,12 @@ class Bucket:
         return fresh
 
     def _chunks(self, workspace: float) -> list[slice]:
-        block = _ARRAYS_ALIVE * self.key.rows * self.key.cols * self.plan.dtype.itemsize
-        size = max(1, int(workspace // block))
+        matrix = self.key.rows * self.key.cols * self.plan.dtype.itemsize
+        size = max(1, int(workspace // (_ARRAYS_ALIVE * matrix)))
+        if self.key.device.type == "cpu":
+            threads = torch.get_num_threads()
+            cached = _CACHED_MIB * _MIB // matrix // threads * threads
+            size = min(size, max(threads, cached))
         count = len(self.params)
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -219,5 +233,7 @@ def _with_record(fresh: Plan, record: dict[str, Any]) -> Plan:
         depth=record["depth"],
         gram=record["gram"],
         restarts=tuple(record["restarts"]),
+        size=record.get("size", 1.0),
+        engine=record.get("engine", "kernels"),
         reason="kept as first planned",
     )

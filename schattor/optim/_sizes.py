@@ -1,8 +1,8 @@
 """How long a step is: one number a block, on the device, never read by the host.
 
-With ``Z = M/|M|_F`` and what :class:`schattor.directions.Directions` knows of it, the ball oracle's
-direction at radius 1 is ``direction dual/inner``, the dual norm of ``M`` is ``|M|_F dual``, and the
-regularised oracle at 1 is the product of the two.
+With ``M = norm Z`` and what :class:`schattor.directions.Directions` knows of ``Z``, the ball
+oracle's direction at radius 1 is ``direction dual/inner``, the dual norm of ``M`` is ``norm dual``,
+and the regularised oracle at 1 is the product of the two.
 """
 
 from __future__ import annotations

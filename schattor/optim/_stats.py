@@ -74,9 +74,11 @@ def _spectral(bucket: Bucket, chunk: slice) -> dict[str, Tensor]:
     wide = torch.empty(shape, dtype=plan.dtype, device=bucket.key.device)
     norms, still = bucket.powers[chunk].clone(), torch.zeros_like(bucket.momentum)
     finite = torch.empty(count, dtype=torch.bool, device=wide.device)
-    ops.gather_momentum(bucket.momenta[chunk], [], still, False, False, wide, norms, finite)
+    momenta, size = bucket.momenta[chunk], plan.size
+    ops.gather_momentum(momenta, [], still, False, False, size, wide, norms, finite)
     _, s, _ = functional.partial_svd(wide, 1)
-    columns = {"stable_rank": over(finite.to(norms.dtype), s[:, 0].to(norms.dtype).square())}
+    square = finite.to(norms.dtype) * size**2
+    columns = {"stable_rank": over(square, s[:, 0].to(norms.dtype).square())}
     if bucket.power == 0:
         weights = None if bucket.chain_weights is None else bucket.chain_weights[chunk]
         found = wide_direction(wide, bucket.powers[chunk], weights, plan).direction.to(norms.dtype)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
@@ -23,6 +24,7 @@ from schattor.optim._groups import (
 )
 from schattor.optim._settings import Group, State, check_group, check_together
 from schattor.optim._sizes import couple, unit_factors
+from schattor.planning import Plan
 
 __all__ = ["Stepper"]
 
@@ -42,6 +44,9 @@ _structure = itemgetter(
     "momentum_dtype",
 )
 
+# Bytes of a wide batch that a processor keeps from step to step.
+_MOST_KEPT = 32 * 2**20
+
 
 def keeps_momentum(group: Group) -> bool:
     """Whether parameters of a group have a buffer; also where a scheduler begins at momentum 0."""
@@ -55,7 +60,7 @@ class _Directed:
     bucket: Bucket
     chunk: slice
     found: Directions
-    norms: Tensor  # [batch] |M|_F
+    norms: Tensor  # [batch] |M|_F / plan.size
     finite: Tensor  # [batch]
 
     @property
@@ -81,6 +86,7 @@ class Stepper:
         self.buckets: list[Bucket] = []
         self.nonfinite: dict[torch.device, Tensor] = {}
         self._who = who
+        self._kept: dict[torch.dtype, Tensor] = {}
         self._moving: list[Tensor] = []
         # Parameters that are one block each, as (list, position, tall, parameter): the loop over
         # them is most of what Python does in a step.
@@ -88,11 +94,13 @@ class Stepper:
         self._split: list[Source] = []
         self._counters: list[Tensor] = []
         self._signature: list[Any] | None = None
+        self._captured: list[Plan] | None = None
 
     def forget(self) -> None:
         """Drop the plan, and with it every view of parameters and state."""
         self.buckets, self._counters, self._signature = [], [], None
         self._moving, self._whole, self._split = [], [], []
+        self._captured = None
 
     def prepare(self, groups: list[Group], state: State) -> None:
         """Plan again if needed. All checks of a step are here, before anything is written."""
@@ -105,6 +113,33 @@ class Stepper:
         except Exception:
             self.forget()  # a second attempt is checked as the first one was
             raise
+
+    def prepare_capture(self, groups: list[Group], state: State) -> None:
+        """As `prepare`, inside the capture of a graph: check that nothing is left to be written.
+
+        A value written here would be written again by every replay.
+        """
+        planned = self._signature is not None and self._signature == _sign(groups, state)
+        if not planned or not all(b.follows(groups[b.key.group_index]) for b in self.buckets):
+            raise RuntimeError(
+                f"{self._who}: a step must be prepared before it is captured: take one step, and"
+                " call refresh() where lr, momentum, weight_decay or p changed since"
+            )
+        self._captured = [bucket.plan for bucket in self.buckets]
+
+    def refresh(self, groups: list[Group], state: State) -> None:
+        """Write the groups' values where a captured step reads them; without one, `prepare`."""
+        if self._captured is None:
+            self.prepare(groups, state)
+            return
+        for bucket, captured in zip(self.buckets, self._captured, strict=True):
+            bucket.follow(groups[bucket.key.group_index])
+            if replace(bucket.plan, reason=captured.reason) != captured:
+                raise ValueError(
+                    f"{self._who}: p must keep the route that was captured, {captured.route} in"
+                    f" {captured.dtype}, got one that takes {bucket.plan.route}: capture again"
+                )
+        check_together(self._who, groups)
 
     def step(self, groups: list[Group]) -> None:
         """One step along what :meth:`prepare` planned."""
@@ -211,7 +246,7 @@ class Stepper:
     def _direct(self, bucket: Bucket, chunk: slice, group: Group) -> _Directed:
         count, device = chunk.stop - chunk.start, bucket.key.device
         shape = (count, bucket.key.rows, bucket.key.cols)
-        wide = torch.empty(shape, dtype=bucket.plan.dtype, device=device)
+        wide = self._wide(bucket, shape)
         norms = torch.empty(count, dtype=bucket.lr.dtype, device=device)
         finite = torch.empty(count, dtype=torch.bool, device=device)
         ops.gather_momentum(
@@ -220,6 +255,7 @@ class Stepper:
             bucket.momentum,
             group["momentum_form"] == "ema",
             group["nesterov"],
+            bucket.plan.size,
             wide,
             norms,
             finite,
@@ -227,6 +263,20 @@ class Stepper:
         weights = None if bucket.chain_weights is None else bucket.chain_weights[chunk]
         found = wide_direction(wide, bucket.powers[chunk], weights, bucket.plan)
         return _Directed(bucket, chunk, found, norms, finite)
+
+    def _wide(self, bucket: Bucket, shape: tuple[int, int, int]) -> Tensor:
+        """Where a chunk is gathered: on a processor in memory kept from the last one, if not large.
+
+        Coupled blocks have all their directions alive at once, and one may be the chunk itself.
+        """
+        dtype, device = bucket.plan.dtype, bucket.key.device
+        size = math.prod(shape)
+        if device.type != "cpu" or bucket.outer is not None or size * dtype.itemsize > _MOST_KEPT:
+            return torch.empty(shape, dtype=dtype, device=device)
+        kept = self._kept.get(dtype)
+        if kept is None or len(kept) < size:
+            self._kept[dtype] = kept = torch.empty(size, dtype=dtype)
+        return kept[:size].view(shape)
 
     def _scatter(self, directed: _Directed, factors: Tensor, group: Group) -> None:
         bucket, chunk, found = directed.bucket, directed.chunk, directed.found

@@ -19,6 +19,7 @@ struct Case {
   Layout grad_layout, momentum_layout;
   MomentumRule rule;
   bool has_momentum;
+  double size = 1;
 };
 
 struct Gathered {
@@ -34,7 +35,7 @@ Gathered gather(const Case& c, List& grads, List& momenta, int threads, int64_t 
   for (int64_t i = 0; i < count; ++i) out.wide.set(i, NAN);
   gather_momentum({batch, c.rows, c.cols, grads.views.data() + first,
                    c.has_momentum ? momenta.views.data() + first : nullptr, c.grad, c.momentum,
-                   c.wide, c.rule, out.wide.data(), out.norms.data(), out.finite.data()},
+                   c.wide, c.rule, c.size, out.wide.data(), out.norms.data(), out.finite.data()},
                   lists::on_threads(threads));
   return out;
 }
@@ -76,8 +77,8 @@ void check_matrix(const Case& c, const List& grads, const List& momenta, const G
       size += (std::fabs(s.m) + std::fabs(s.g)) * (std::fabs(s.m) + std::fabs(s.g));
     }
   }
-  const long double norm = std::sqrt(square);
-  const double spread = norm > 0 ? static_cast<double>(std::sqrt(size) / norm) : 0;
+  const long double norm = std::sqrt(square) / c.size;
+  const double spread = norm > 0 ? static_cast<double>(std::sqrt(size / square)) : 0;
   CHECK(out.finite[i] == 1, "%s: finite", what);
   CHECK(std::fabs(out.norms[i] - norm) <= 8 * unit * spread * norm, "%s: norm %g, not %Lg", what,
         out.norms[i], norm);
@@ -169,6 +170,31 @@ void dtypes_and_rules() {
         Case c = plain(1, 15, 16);
         c.rule = {momentum, ema, nesterov};
         check_case(c, "rules");
+      }
+    }
+  }
+}
+
+// Powers of two move exponents alone: same digits, whatever the size.
+void sizes() {
+  for (const Dtype wide : lists::kDtypes) {
+    Case c = plain(2, 17, 33);
+    c.wide = wide;
+    List grads(2, 17, 33, c.grad, c.grad_layout), momenta(2, 17, 33, c.momentum, c.momentum_layout);
+    grads.fill(1);
+    momenta.fill(2);
+    const Gathered one = gather(c, grads, momenta, 1);
+    for (const double size : {0.5, 2.0, 64.0}) {
+      c.size = size;
+      const Gathered out = gather(c, grads, momenta, 1);
+      for (int64_t i = 0; i < 2; ++i) {
+        check_matrix(c, grads, momenta, out, i, "sizes");
+        CHECK(out.norms[i] * size == one.norms[i], "size %g: norm %g", size, out.norms[i]);
+      }
+      for (int64_t k = 0; k < 2 * 17 * 33; ++k) {
+        // Float16 rounds its subnormal entries otherwise.
+        if (std::fabs(one.wide[k]) < 0x1p-13 || size < 1) continue;
+        if (!CHECK(out.wide[k] == size * one.wide[k], "size %g: %g", size, out.wide[k])) break;
       }
     }
   }
@@ -296,6 +322,7 @@ int main() {
     force_level(level);
     shapes_and_layouts();
     dtypes_and_rules();
+    sizes();
     large();
     extreme_sizes();
     subnormal_entry();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import pytest
 import torch
 from cases import problem, run
 
@@ -74,6 +75,40 @@ def test_chunks_cover_the_bucket_within_the_workspace() -> None:
     group = {**optimizer.param_groups[0], "workspace_mb": 3.5 * block}
     assert bucket.follow(group)
     assert bucket.chunks == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_chunks_on_a_processor_fit_its_caches(threads: int) -> None:
+    key = BucketKey(0, 512, 512, torch.float32, torch.float32, None, torch.device("cpu"))
+    bucket = Bucket("test", key)
+    for index in range(20):
+        bucket.add(str(index), torch.empty(512, 512), None, None, 1.0)
+    optimizer = Schattor([torch.nn.Parameter(torch.zeros(8, 8))], p=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        bucket.follow(optimizer.param_groups[0])
+    finally:
+        torch.set_num_threads(before)
+    # 8 MiB hold 8 of these; every chunk but the last gives all threads as many.
+    expected = 8 // threads * threads
+    assert [chunk.stop - chunk.start for chunk in bucket.chunks[:-1]] == [expected] * (
+        len(bucket.chunks) - 1
+    )
+    assert bucket.chunks[-1].stop == 20
+
+
+def test_the_wide_batch_is_kept_from_step_to_step_unless_it_is_large() -> None:
+    made = problem(((6, 6), (6, 6), (4, 9)))
+    optimizer = Schattor(made.params, lr=0.1)
+    run(optimizer, made, 1)
+    kept = dict(optimizer._stepper._kept)
+    run(optimizer, made, 1, first=1)
+    assert kept and optimizer._stepper._kept == kept
+    bucket = optimizer._stepper.buckets[0]
+    large = (2**20, 6, 6)
+    assert optimizer._stepper._wide(bucket, large).shape == large
+    assert all(len(each) < 100 for each in optimizer._stepper._kept.values())
 
 
 def test_numbers_are_rewritten_in_place() -> None:
