@@ -161,6 +161,11 @@ def check_group(who: str, group: Group) -> None:
     for key in REQUIREMENTS.keys() & group.keys():
         check(who, key, group[key])
     power_of(who, group)
+    if group["rule"] == "sgd" and group["capturable"]:
+        raise ValueError(
+            f'{who}: capturable must be False with rule="sgd", whose learning rate torch\'s own'
+            " function reads on the host, got True"
+        )
     if group["rule"] == "matrix":
         _check_matrix_group(who, group)
 

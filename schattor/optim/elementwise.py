@@ -13,9 +13,12 @@ from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.sgd import sgd as torch_sgd
 
-from schattor.optim._settings import Group, State, plain
+from schattor.optim._settings import Group, State
 
-__all__ = ["RULES", "adamw", "sgd", "sign"]
+__all__ = ["RULES", "Rate", "adamw", "sgd", "sign"]
+
+# A learning rate: of one element, on the device, where a captured graph has to follow it.
+Rate = float | Tensor
 
 
 def _with_gradient(group: Group) -> list[Tensor]:
@@ -32,7 +35,7 @@ def _step_counter(group: Group, param: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.float32, device=device)
 
 
-def adamw(group: Group, state: State) -> None:
+def adamw(group: Group, state: State, lr: Rate) -> None:
     """One step of ``torch.optim.AdamW``: ``betas``, ``eps`` and decoupled ``weight_decay``.
 
     Moments exist after the first step for every parameter that requires a gradient, whether it
@@ -56,14 +59,14 @@ def adamw(group: Group, state: State) -> None:
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
-        lr=plain(group["lr"]),
+        lr=lr,
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=group["maximize"],
     )
 
 
-def sgd(group: Group, state: State) -> None:
+def sgd(group: Group, state: State, lr: Rate) -> None:
     """One step of ``torch.optim.SGD``: heavy ball, and ``weight_decay`` as an L2 term of the loss.
 
     As in torch, a parameter's momentum begins with its first gradient, undampened.
@@ -76,7 +79,7 @@ def sgd(group: Group, state: State) -> None:
         momenta,
         weight_decay=group["weight_decay"],
         momentum=group["momentum"],
-        lr=plain(group["lr"]),
+        lr=float(lr),
         dampening=group["dampening"],
         nesterov=group["nesterov"],
         maximize=group["maximize"],
@@ -86,14 +89,14 @@ def sgd(group: Group, state: State) -> None:
             state[param]["momentum_buffer"] = momentum
 
 
-def sign(group: Group, state: State) -> None:
+def sign(group: Group, state: State, lr: Rate) -> None:
     """One step along the sign of the momentum: ``w <- (1 - lr decay) w - lr sign(M)``.
 
     The ball oracle of the largest-entry norm, which is the Schatten norm (p=inf) of ``diag(g)``
     (Schattor, arXiv 2606.15702, vector blocks). ``M`` follows ``momentum``, ``momentum_form`` and
     ``nesterov`` as a matrix would.
     """
-    lr, momentum = plain(group["lr"]), group["momentum"]
+    momentum = group["momentum"]
     share = 1 - momentum if group["momentum_form"] == "ema" else 1.0
     for param in _with_gradient(group):
         assert param.grad is not None
@@ -108,4 +111,4 @@ def sign(group: Group, state: State) -> None:
         param.mul_(1 - lr * group["weight_decay"]).sub_(lr * applied.sign())
 
 
-RULES: dict[str, Callable[[Group, State], None]] = {"adamw": adamw, "sgd": sgd, "sign": sign}
+RULES: dict[str, Callable[[Group, State, Rate], None]] = {"adamw": adamw, "sgd": sgd, "sign": sign}

@@ -24,7 +24,14 @@ from schattor.optim._groups import (
     split,
     to_groups,
 )
-from schattor.optim._settings import Group, check_group, check_keys, check_together, resolve
+from schattor.optim._settings import (
+    Group,
+    check_group,
+    check_keys,
+    check_together,
+    plain,
+    resolve,
+)
 from schattor.optim._stats import describe, statistics
 from schattor.optim._stepper import Stepper
 
@@ -33,6 +40,10 @@ __all__ = ["Params", "Schattor"]
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 Closure = Callable[[], Any]
 Schedule = Callable[[int], float]
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 class Schattor(Optimizer):
@@ -95,6 +106,8 @@ class Schattor(Optimizer):
             without their own. None: ``lr``. Schedulers keep the ratio.
         maximize: ascend instead.
         capturable: whether steps may be captured in a CUDA graph; parameters must be on a GPU.
+            Take one step, capture the next, and call :meth:`refresh` before a replay where a
+            value changed.
         workspace_mb: size of the batches of matrices that are worked on at once; no result
             depends on it. Coupled blocks keep all their directions besides.
         momentum_dtype: dtype of momentum buffers. None: the parameter's.
@@ -177,6 +190,7 @@ class Schattor(Optimizer):
         }
         self._schedules: dict[int, Schedule] = {}
         self._loading: list[tuple[int, Tensor, Mapping[str, Any]]] = []
+        self._rates: dict[int, Tensor] = {}
         self._stepper = Stepper(self._who)
         super().__init__(to_groups(self._who, params), defaults)
         check_together(self._who, self.param_groups)
@@ -236,12 +250,42 @@ class Schattor(Optimizer):
         for index, schedule in self._schedules.items():
             group = self.param_groups[index]
             group["p"], group["power"] = float(schedule(self._steps_taken(group))), None
-        self._stepper.prepare(self.param_groups, self.state)
+        if _is_capturing():
+            self._stepper.prepare_capture(self.param_groups, self.state)
+        else:
+            self._stepper.prepare(self.param_groups, self.state)
+            self._write_rates()
         self._stepper.step(self.param_groups)
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
             if group["rule"] != "matrix":
-                elementwise.RULES[group["rule"]](group, self.state)
+                rate = self._rates.get(index, plain(group["lr"]))
+                elementwise.RULES[group["rule"]](group, self.state, rate)
         return loss
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write lr, momentum, weight decay and p of the groups where a captured step reads them.
+
+        Call it before a replay of a graph that holds :meth:`step`, whenever a scheduler or you
+        changed one of them; a step outside a graph does it itself. It takes no step. The AdamW
+        rule follows lr alone. The captured gradients must keep their memory
+        (``zero_grad(set_to_none=False)``).
+
+        Raises ValueError where p asks for another route than the captured one: capture again.
+        """
+        self._stepper.refresh(self.param_groups, self.state)
+        self._write_rates()
+
+    def _write_rates(self) -> None:
+        """Learning rates of the other rules, on the device where a graph may be captured."""
+        for index, group in enumerate(self.param_groups):
+            lr = plain(group["lr"])
+            if group["rule"] == "matrix" or not group["capturable"] or isinstance(lr, Tensor):
+                self._rates.pop(index, None)
+            elif index in self._rates:
+                self._rates[index].fill_(lr)
+            elif group["params"]:
+                self._rates[index] = torch.tensor(lr, device=group["params"][0].device)
 
     def _steps_taken(self, group: Group) -> int:
         states = (self.state.get(param, {}) for param in group["params"])
@@ -313,6 +357,7 @@ class Schattor(Optimizer):
         """Take loaded or unpickled groups and state; keys that they lack come from the present."""
         present = self.__dict__.get("param_groups")
         super().__setstate__(state)
+        self._rates = {}
         self._stepper = Stepper(self._who)
         for index, group in enumerate(self.param_groups):
             group.update(complete(group, present[index] if present else self.defaults))
