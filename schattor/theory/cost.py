@@ -9,6 +9,8 @@ from __future__ import annotations
 
 __all__ = [
     "chain_flops",
+    "chain_launches",
+    "chain_traffic",
     "direction_bytes",
     "floor_seconds",
     "gather_bytes",
@@ -56,6 +58,63 @@ def chain_flops(
     # steps so far and the two products that carry the Gram matrix on.
     inner = depth * square + 3 * (depth - segments) * square
     return inner + segments * (gram_matrix + with_x) + (segments - 1) * with_x
+
+
+def chain_launches(depth: int, *, gram: bool = False, restarts: tuple[int, ...] = ()) -> int:
+    """Kernels that a GPU launches for a chain over products, of any batch and power.
+
+    Direct: 3 for each step. Gram side: 1 for the first Gram matrix, 3 for each step (2 where a
+    segment has no other), 2 for each restart, 1 at the end. Both: the squares of the first Gram
+    matrix, the numbers that depend on it, and 2 for the inner products. A chain on chip is one.
+    Raises ValueError if depth is not positive or restarts do not rise within 1 .. depth - 1.
+
+    >>> chain_launches(8), chain_launches(8, gram=True, restarts=(2, 5))
+    (28, 34)
+    """
+    _at_least("chain_launches", 1, depth=depth)
+    ends = (0, *restarts, depth)
+    if any(later <= earlier for earlier, later in zip(ends, ends[1:], strict=False)):
+        raise ValueError(
+            f"chain_launches: restarts must rise within [1, {depth - 1}], got {restarts}"
+        )
+    if not gram:
+        return 3 * depth + 4
+    single = sum(later - earlier == 1 for earlier, later in zip(ends, ends[1:], strict=False))
+    return 1 + 3 * depth - single + 2 * len(restarts) + 1 + 4
+
+
+def chain_traffic(
+    rows: int, cols: int, depth: int, itemsize: int, *, gram: bool = False, segments: int = 1
+) -> int:
+    """Bytes that a chain over products moves when nothing stays on chip between its launches.
+
+    Every launch reads its operands once and writes its results once; iterates, mixture and Gram
+    matrices have `itemsize` bytes an entry. On chip it is `direction_bytes` instead. Raises
+    ValueError if rows > cols, or depth or segments is out of range.
+
+    >>> chain_traffic(1, 1, 1, 2), chain_traffic(1, 4, 8, 2, gram=True)
+    (20, 244)
+    """
+    m, n = _shape("chain_traffic", rows, cols)
+    _at_least("chain_traffic", 1, depth=depth, itemsize=itemsize)
+    if not 1 <= segments <= depth:
+        raise ValueError(f"chain_traffic: segments must be in [1, {depth}], got {segments}")
+    wide, square = m * n, m * m
+    # The last pass reads input and mixture, and writes the direction.
+    last = 3 * wide
+    gram_matrix = wide + square
+    polynomial = 2 * square
+    if not gram:
+        # P, X and the mixture are read, X and the mixture written; the first step has no mixture to
+        # read, the last no iterate to write.
+        updates = depth * (square + 4 * wide) - 2 * wide
+        return itemsize * (depth * (gram_matrix + polynomial) + updates + last)
+    # A segment: its Gram matrix, Q and S of its first step from B, S X onto the direction.
+    begins = segments * (gram_matrix + 3 * square + square + 2 * wide) + (segments - 1) * wide
+    # Its other steps: Q and S from Q, B and S; every step but its last: T from R and B, R from both.
+    others = (depth - segments) * (5 * square + 6 * square)
+    restarts = (segments - 1) * (square + 2 * wide)
+    return itemsize * (depth * polynomial + begins + others + restarts + last)
 
 
 def squarings_flops(rows: int, cols: int, terms: int, *, symmetric: bool) -> int:

@@ -94,3 +94,50 @@ def test_floor_is_the_slower_of_the_two():
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def launched(depth, restarts):
+    """Launches of the Gram side as operands read and written, in units of (square, wide)."""
+    passes = [(1, 1), (0, 0), (0, 0), (0, 3), (0, 0)]  # Gram, squares, numbers, inner products
+    begins, segment = 0, 0
+    for step in range(depth):
+        ends = step + 1 in restarts or step + 1 == depth
+        passes.append((2, 0))  # B from R
+        if step == begins:
+            passes.append((3, 0))  # Q and S from B
+            passes += [] if ends else [(3, 0)]  # T from R and B
+        else:
+            passes.append((5 + (0 if ends else 3), 0))  # Q and S, and T, in one launch
+        if not ends:
+            passes.append((3, 0))  # R from T and B
+        elif step + 1 < depth:
+            passes.append((2, 4 + (segment > 0)))  # S X and Q X
+            passes.append((1, 1))  # the next Gram matrix
+            begins, segment = step + 1, segment + 1
+    passes.append((1, 2 + (segment > 0)))
+    return passes
+
+
+@pytest.mark.parametrize("restarts", [(), (3,), (2, 4), (1, 2, 7)])
+def test_launches_and_traffic_of_the_gram_side(restarts):
+    rows, cols, depth = 48, 200, 8
+    passes = launched(depth, restarts)
+    assert cost.chain_launches(depth, gram=True, restarts=restarts) == len(passes)
+    traffic = 2 * sum(square * rows * rows + wide * rows * cols for square, wide in passes)
+    segments = len(restarts) + 1
+    assert cost.chain_traffic(rows, cols, depth, 2, gram=True, segments=segments) == traffic
+
+
+def test_launches_and_traffic_of_the_direct_form():
+    rows, cols, depth = 48, 200, 8
+    wide, square = rows * cols, rows * rows
+    steps = depth * (wide + square + 2 * square + square + 4 * wide)
+    traffic = 4 * (steps - wide - wide + 3 * wide)
+    assert cost.chain_traffic(rows, cols, depth, 4) == traffic
+    assert cost.chain_launches(depth) == 3 * depth + 4
+
+
+@pytest.mark.parametrize("restarts", [(0,), (3, 3), (8,), (4, 2)])
+def test_restarts_must_rise(restarts):
+    with pytest.raises(ValueError, match=r"chain_launches: restarts must rise within \[1, 7\]"):
+        cost.chain_launches(8, gram=True, restarts=restarts)
