@@ -1,11 +1,12 @@
-"""A whole optimizer step on a processor, beside torch.optim.Muon and torch.optim.AdamW.
+"""A whole optimizer step, beside torch.optim.Muon and torch.optim.AdamW.
 
-    python benchmarks/bench_step.py [--sets NAME ...] [--rounds N] [--out FILE]
+    python benchmarks/bench_step.py [--device D] [--sets NAME ...] [--rounds N] [--out FILE]
 
 Every optimizer steps the same weights with the same gradients, in turn, in one run; the table has
 medians, quartiles, the ratio to Muon and the floor, and the error of the direction against the
 polar factor by a float64 SVD. The floor is the larger of operations over the measured peak and
-bytes over the measured copy rate.
+bytes over the measured copy rate. On a GPU weights are bfloat16, and our step is also timed as a
+replayed graph.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import SETS, Shape, flattened
-from timing import Peak, Timing, interleaved, machine, measure_peak
+from shapes import GPU_SETS, SETS, Shape, flattened
+from timing import CPU, Peak, Timing, interleaved, machine, measure_peak
 
 import schattor
 from schattor import planning
@@ -37,26 +38,50 @@ OURS: dict[str, dict[str, float]] = {
 }
 
 
-def _weights(shapes: list[Shape], flatten: bool) -> list[torch.nn.Parameter]:
-    generator = torch.Generator().manual_seed(0)
+def _weights(shapes: list[Shape], flatten: bool, device: torch.device) -> list[torch.nn.Parameter]:
+    generator = torch.Generator(device).manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     weights = []
     for shape in shapes:
         size = flattened(shape) if flatten else shape
-        weight = torch.nn.Parameter(0.02 * torch.randn(size, generator=generator))
-        weight.grad = torch.randn(size, generator=generator)
+        drawn = [torch.randn(size, generator=generator, device=device, dtype=dtype) for _ in "wg"]
+        weight = torch.nn.Parameter(0.02 * drawn[0])
+        weight.grad = drawn[1]
         weights.append(weight)
     return weights
 
 
-def optimizers(shapes: list[Shape]) -> dict[str, torch.optim.Optimizer]:
+def optimizers(shapes: list[Shape], device: torch.device = CPU) -> dict[str, torch.optim.Optimizer]:
     """Each on weights of its own; convolutions are flattened by hand for Muon, which needs it."""
     made: dict[str, torch.optim.Optimizer] = {
-        "AdamW": torch.optim.AdamW(_weights(shapes, False), lr=1e-3, foreach=True),
-        "Muon": torch.optim.Muon(_weights(shapes, True), lr=1e-3),
+        "AdamW": torch.optim.AdamW(_weights(shapes, False, device), lr=1e-3, foreach=True),
+        "Muon": torch.optim.Muon(_weights(shapes, True, device), lr=1e-3),
     }
     for name, options in OURS.items():
-        made[name] = schattor.Schattor(_weights(shapes, False), lr=1e-3, **options)
+        made[name] = schattor.Schattor(_weights(shapes, False, device), lr=1e-3, **options)
     return made
+
+
+def captured(shapes: list[Shape], options: dict[str, float], device: torch.device) -> Any:
+    """Our step as one graph, which follows learning rate and p; returns its replay."""
+    optimizer = schattor.Schattor(
+        _weights(shapes, False, device), lr=1e-3, capturable=True, **options
+    )
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            optimizer.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+
+    def replay() -> None:
+        graph.replay()
+
+    # The graph writes to these; they live as long as it does.
+    replay.optimizer = optimizer  # type: ignore[attr-defined]
+    return replay
 
 
 def _direction(optimizer: torch.optim.Optimizer, gradient: torch.Tensor) -> torch.Tensor:
@@ -67,9 +92,9 @@ def _direction(optimizer: torch.optim.Optimizer, gradient: torch.Tensor) -> torc
     return (before - weight.detach().double()).reshape(gradient.shape)
 
 
-def polar_error(name: str, shape: Shape) -> float:
+def polar_error(name: str, shape: Shape, device: torch.device) -> float:
     """Relative Frobenius distance of a step's direction from the polar factor (sizes matched)."""
-    made = optimizers([shape])[name]
+    made = optimizers([shape], device)[name]
     weight = made.param_groups[0]["params"][0]
     weight.data.zero_()  # nothing to decay, nothing lost to rounding
     gradient = weight.grad.double().reshape(flattened(shape))
@@ -88,9 +113,12 @@ class Floor:
     seconds: float
 
 
-def floor(shapes: list[Shape], options: dict[str, float], peak: Peak, copy_rate: float) -> Floor:
+def floor(
+    shapes: list[Shape], options: dict[str, float], peak: Peak, device: torch.device
+) -> Floor:
     """Operations of the planned chains, and bytes of one read and one write of everything."""
-    facts = planning.device_facts(torch.device("cpu"))
+    facts = planning.device_facts(device)
+    itemsize = 2 if device.type == "cuda" else 4
     flops = moved = 0.0
     for shape, count in Counter(shapes).items():
         rows, cols = sorted(flattened(shape))
@@ -99,17 +127,11 @@ def floor(shapes: list[Shape], options: dict[str, float], peak: Peak, copy_rate:
         flops += count * cost.chain_flops(
             rows, cols, plan.depth, gram=plan.gram, segments=segments, symmetric=True
         )
-        moved += count * cost.scatter_bytes(rows * cols, param=4, grad=4, momentum=4, wide=0)
-    rates = {"flops_per_second": peak.all_threads, "bytes_per_second": copy_rate}
+        moved += count * cost.scatter_bytes(
+            rows * cols, param=itemsize, grad=itemsize, momentum=itemsize, wide=0
+        )
+    rates = {"flops_per_second": peak.all_threads, "bytes_per_second": peak.copy}
     return Floor(flops, moved, cost.floor_seconds(flops, moved, **rates))
-
-
-def copy_rate() -> float:
-    """Bytes per second of a large copy on all threads, reads and writes counted."""
-    source = torch.randn(32 << 20)
-    target = torch.empty_like(source)
-    timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=7)["copy"]
-    return 2 * source.nbytes / timing.median
 
 
 def _resident(field: str) -> int:
@@ -122,7 +144,7 @@ def _resident(field: str) -> int:
 
 def _step_memory(name: str, options: dict[str, float]) -> int:
     """Bytes that a step holds beyond weights, gradients and moments, at most."""
-    made = schattor.Schattor(_weights(SETS[name], False), lr=1e-3, **options)
+    made = schattor.Schattor(_weights(SETS[name], False, CPU), lr=1e-3, **options)
     made.step()
     Path("/proc/self/clear_refs").write_text("5")  # the largest size is the present one again
     before = _resident("VmRSS")
@@ -130,8 +152,15 @@ def _step_memory(name: str, options: dict[str, float]) -> int:
     return _resident("VmHWM") - before
 
 
-def step_memory(name: str, options: dict[str, float]) -> int:
-    """As above, measured in a fresh process, where nothing else is freed and taken again."""
+def step_memory(name: str, options: dict[str, float], device: torch.device) -> int:
+    """As above; on a processor in a fresh process, where nothing else is freed and taken again."""
+    if device.type == "cuda":
+        made = schattor.Schattor(_weights(GPU_SETS[name], False, device), lr=1e-3, **options)
+        made.step()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        made.step()
+        return torch.cuda.max_memory_allocated(device) - before
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_step_memory, name, options).result()
 
@@ -145,23 +174,29 @@ def _row(name: str, timing: Timing, muon: Timing, least: Floor | None, error: fl
     )
 
 
-def measure(name: str, rounds: int, peak: Peak, rate: float) -> dict[str, object]:
+def measure(name: str, rounds: int, peak: Peak, device: torch.device) -> dict[str, object]:
     """Time one set, print its table and return what was measured."""
-    shapes = SETS[name]
-    made = optimizers(shapes)
+    shapes = sets_for(device)[name]
+    made = optimizers(shapes, device)
     calls: dict[str, Callable[[], object]] = {key: value.step for key, value in made.items()}
-    timings = interleaved(calls, rounds)
+    settings = dict(OURS)
+    if device.type == "cuda":
+        for key, options in OURS.items():
+            settings[f"{key} graph"] = options
+            calls[f"{key} graph"] = captured(shapes, options, device)
+    timings = interleaved(calls, rounds, device)
     largest = max(set(shapes), key=lambda shape: min(flattened(shape)))
     print(f"\n{name}: {len(shapes)} weights")
     print(
-        f"  {'':<20} {'ms':>9} {'lower':>9} {'upper':>9} {'vs Muon':>8} {'floor':>9} {'error':>9}"
+        f"  {'':<26} {'ms':>9} {'lower':>9} {'upper':>9} {'vs Muon':>8} {'floor':>9} {'error':>9}"
     )
     results: dict[str, dict[str, Any]] = {}
     for key, timing in timings.items():
-        least = floor(shapes, OURS[key], peak, rate) if key in OURS else None
-        error = polar_error(key, largest) if key == "Muon" or "inf" in key else None
+        least = floor(shapes, settings[key], peak, device) if key in settings else None
+        measured = key == "Muon" or (key in OURS and "inf" in key)
+        error = polar_error(key, largest, device) if measured else None
         print(_row(key, timing, timings["Muon"], least, error), flush=True)
-        memory = step_memory(name, OURS[key]) if key in OURS else None
+        memory = step_memory(name, OURS[key], device) if key in OURS else None
         results[key] = {
             **asdict(timing),
             "ratio_to_muon": timings["Muon"].median / timing.median,
@@ -179,31 +214,34 @@ def measure(name: str, rounds: int, peak: Peak, rate: float) -> dict[str, object
     return results
 
 
+def sets_for(device: torch.device) -> dict[str, list[Shape]]:
+    """The named sets that suit a device."""
+    return GPU_SETS if device.type == "cuda" else SETS
+
+
 def main() -> None:
     """Run the chosen sets and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--sets", nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/step_cpu.json")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    device = torch.device(options.device)
+    out = options.out or Path(__file__).parent / f"results/step_{device.type}.json"
 
-    peak = measure_peak()
-    rate = copy_rate()
-    facts = machine(peak)
-    print(f"{facts['device']}, {facts['instruction_set']}, torch {facts['torch']},", end=" ")
-    print(f"commit {facts['commit']}\n{peak}\ncopy: {rate / 1e9:.1f} GB/s")
-    results = {name: measure(name, options.rounds, peak, rate) for name in options.sets}
-    after = measure_peak()
+    peak = measure_peak(device)
+    facts = machine(peak, device)
+    print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
+    print(peak)
+    names = options.sets or sets_for(device)
+    results = {name: measure(name, options.rounds, peak, device) for name in names}
+    after = measure_peak(device)
     print(f"\nafter: {after}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    document = {
-        "machine": facts,
-        "copy_rate": rate,
-        "sound": peak.sound and after.sound,
-        "sets": results,
-    }
-    options.out.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"written to {options.out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    document = {"machine": facts, "sound": peak.sound and after.sound, "sets": results}
+    out.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"written to {out}")
 
 
 if __name__ == "__main__":

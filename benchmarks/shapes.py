@@ -20,14 +20,52 @@ def _resnet50_convolutions() -> Iterator[Shape]:
             channels = 4 * width
 
 
+_GPT2_SQUARES: list[Shape] = [(768, 768)] * 48
+_GPT2_RECTANGLES: list[Shape] = [(3072, 768)] * 12 + [(768, 3072)] * 12
+# Of 32 layers: what fits a GPU several times over, for as many optimizers.
+_LLAMA_LAYERS = 4
+
 # Fused projections are split, for our optimizer and for its rivals alike.
 SETS: dict[str, list[Shape]] = {
-    "gpt2-small squares": [(768, 768)] * 48,
-    "gpt2-small rectangles": [(3072, 768)] * 12 + [(768, 3072)] * 12,
+    "gpt2-small squares": _GPT2_SQUARES,
+    "gpt2-small rectangles": _GPT2_RECTANGLES,
     "lora rank 16": [(4096, 16)] * 64,
     "256 of 64 x 64": [(64, 64)] * 256,
     "resnet-50": list(_resnet50_convolutions()),
     "vit-s/16": [(384, 384)] * 48 + [(1536, 384)] * 12 + [(384, 1536)] * 12,
+}
+GPU_SETS: dict[str, list[Shape]] = {
+    "gpt2-small": _GPT2_SQUARES + _GPT2_RECTANGLES,
+    f"llama-7b, {_LLAMA_LAYERS} of 32 layers": [(4096, 4096)] * (4 * _LLAMA_LAYERS)
+    + [(11008, 4096)] * (2 * _LLAMA_LAYERS)
+    + [(4096, 11008)] * _LLAMA_LAYERS,
+    "moe, 64 experts": [(2048, 1408)] * 64,
+    "lora rank 16, 448 of them": [(4096, 16)] * 448,
+    "256 of 64 x 64": [(64, 64)] * 256,
+    "8 convolutions": [(512, 512, 3, 3)] * 8,
+    "resnet-50": SETS["resnet-50"],
+    "vit-s/16": SETS["vit-s/16"],
+}
+
+# Wide batches (batch, rows, cols) for directions alone: the floors of each are of another kind.
+BATCHES: dict[str, tuple[int, int, int]] = {
+    "256 of 64 x 64": (256, 64, 64),
+    "64 of 128 x 128": (64, 128, 128),
+    "32 of 256 x 256": (32, 256, 256),
+    "lora rank 16": (64, 16, 4096),
+    "12 of 768 x 768": (12, 768, 768),
+    "4 of 768 x 3072": (4, 768, 3072),
+}
+GPU_BATCHES: dict[str, tuple[int, int, int]] = {
+    **{name: BATCHES[name] for name in ("256 of 64 x 64", "64 of 128 x 128", "32 of 256 x 256")},
+    "448 lora rank 16": (448, 16, 4096),
+    "48 of 768 x 768": (48, 768, 768),
+    "24 of 768 x 3072": (24, 768, 3072),
+    "1 of 768 x 768": (1, 768, 768),
+    "1 of 4096 x 4096": (1, 4096, 4096),
+    "4 of 4096 x 11008": (4, 4096, 11008),
+    "64 of 1408 x 2048": (64, 1408, 2048),
+    "8 of 512 x 4608": (8, 512, 4608),
 }
 
 

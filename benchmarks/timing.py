@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,11 +17,15 @@ import torch
 
 # Two cores that give less than this multiple of one are not two cores at the moment.
 SOUND_SPEEDUP = 0.85
+# On a GPU a call is repeated until a measurement is this long: events tick every half microsecond.
+GPU_MEASUREMENT = 2e-3
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the first, then median and quartiles over ``rounds`` calls."""
+    """Seconds of one call: the first, then median and quartiles over ``rounds`` measurements."""
 
     first: float
     median: float
@@ -27,41 +34,86 @@ class Timing:
     rounds: int
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+def seconds(function: Callable[[], object], device: torch.device = CPU, calls: int = 1) -> float:
+    """Seconds of one of so many calls in a row: by the clock, or by events on a GPU's stream."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        return (time.perf_counter() - start) / calls
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / calls
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+def interleaved(
+    functions: dict[str, Callable[[], object]], rounds: int, device: torch.device = CPU
+) -> dict[str, Timing]:
     """Time every function once a round, so that a slow minute of the machine hits all alike."""
-    first = {name: _seconds(function) for name, function in functions.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    first = {name: seconds(function, device) for name, function in functions.items()}
+    calls = dict.fromkeys(functions, 1)
+    if device.type == "cuda":
+        for name, function in functions.items():
+            calls[name] = max(1, math.ceil(GPU_MEASUREMENT / seconds(function, device)))
+    measured: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            seconds[name].append(_seconds(function))
+            measured[name].append(seconds(function, device, calls[name]))
     timings = {}
-    for name, values in seconds.items():
+    for name, values in measured.items():
         lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
         timings[name] = Timing(first[name], median, lower, upper, rounds)
     return timings
 
 
-def _rate(threads: int, size: int = 1024, rounds: int = 9) -> float:
-    """float32 FLOP/s of torch's own product on ``threads`` threads, median."""
-    torch.set_num_threads(threads)
-    x, y = torch.randn(size, size), torch.randn(size, size)
-    x @ y
-    return 2 * size**3 / statistics.median(_seconds(lambda: x @ y) for _ in range(rounds))
+def _rate(workers: int, size: int = 256, products: int = 100, rounds: int = 9) -> float:
+    """float32 FLOP/s of so many threads together, median.
+
+    Each multiplies matrices of its own that stay in its core's cache, so that threads share nothing
+    but the processor: what one gains less than the other is not two cores' time.
+    """
+    operands = [torch.randn(3, size, size) for _ in range(workers)]
+
+    def work(mine: torch.Tensor) -> None:
+        x, y, out = mine
+        for _ in range(products):
+            torch.mm(x, y, out=out)
+
+    # How many threads a product takes is a setting of the thread that asks for it.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+        def together() -> None:
+            list(pool.map(work, operands))
+
+        together()
+        each = statistics.median(seconds(together) for _ in range(rounds))
+    return 2.0 * size**3 * products * workers / each
+
+
+def _gpu_rate(device: torch.device, size: int = 8192, rounds: int = 9) -> float:
+    """float16 FLOP/s of torch's own product on a GPU, median."""
+    x, y = (torch.randn(size, size, device=device, dtype=torch.float16) for _ in range(2))
+    for _ in range(3):
+        x @ y
+    return 2.0 * size**3 / statistics.median(seconds(lambda: x @ y, device) for _ in range(rounds))
 
 
 @dataclass(frozen=True)
 class Peak:
-    """What the processor's threads give now, by a float32 product of 1024 x 1024."""
+    """What the device gives now.
+
+    By float32 products of 256 x 256 on each of a processor's threads, or a float16 product of
+    8192 x 8192 on a GPU; and by a large copy, whose reads and writes both count.
+    """
 
     threads: int
     one_thread: float  # FLOP/s
     all_threads: float  # FLOP/s
+    copy: float  # bytes/s
 
     @property
     def sound(self) -> bool:
@@ -70,21 +122,32 @@ class Peak:
 
     def __str__(self) -> str:
         """One line for the head of a report."""
+        copy = f"copy: {self.copy / 1e9:.1f} GB/s"
+        if self.threads == 1:
+            return f"peak: {self.all_threads / 1e12:.3g} TFLOP/s, {copy}"
         ratio = self.all_threads / self.one_thread
         verdict = "" if self.sound else "  ** threads do not run side by side: discard this run **"
         return (
             f"peak: {self.one_thread / 1e9:.0f} GFLOP/s on one thread,"
-            f" {self.all_threads / 1e9:.0f} on {self.threads} ({ratio:.2f}x){verdict}"
+            f" {self.all_threads / 1e9:.0f} on {self.threads} ({ratio:.2f}x), {copy}{verdict}"
         )
 
 
-def measure_peak() -> Peak:
-    """Measure the float32 rate on one thread and on all."""
+def _copy_rate(device: torch.device) -> float:
+    elements = 32 << 20 if device.type == "cpu" else 256 << 20
+    source = torch.ones(elements, device=device)
+    target = torch.empty_like(source)
+    timing = interleaved({"copy": lambda: target.copy_(source)}, 7, device)["copy"]
+    return 2 * source.nbytes / timing.median
+
+
+def measure_peak(device: torch.device = CPU) -> Peak:
+    """Measure the rates that floors are computed from."""
+    if device.type == "cuda":
+        rate = _gpu_rate(device)
+        return Peak(1, rate, rate, _copy_rate(device))
     threads = torch.get_num_threads()
-    try:
-        return Peak(threads, _rate(1), _rate(threads))
-    finally:
-        torch.set_num_threads(threads)
+    return Peak(threads, _rate(1), _rate(threads), _copy_rate(device))
 
 
 def _processor() -> str:
@@ -96,8 +159,11 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is measured, and whether files differ from it."""
     root = Path(__file__).parent
+    if given := os.environ.get("SCHATTOR_COMMIT"):
+        return given
     try:
         commit = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
         return subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
@@ -105,16 +171,17 @@ def _commit() -> str:
         return "unknown"
 
 
-def machine(peak: Peak) -> dict[str, object]:
+def machine(peak: Peak, device: torch.device = CPU) -> dict[str, object]:
     """Device, versions and commit: what every result file begins with."""
-    from schattor import _C
+    from schattor import planning
 
+    on_gpu = device.type == "cuda"
     return {
-        "device": _processor(),
-        "instruction_set": _C.cpu_level(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "level": planning.device_facts(device).level,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "peak": asdict(peak) | {"sound": peak.sound},
     }

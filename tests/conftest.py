@@ -1,4 +1,7 @@
-"""Fixtures that every test may use: seeds, and the instruction sets of this processor."""
+"""Fixtures that every test may use: seeds, and the instruction sets of this processor.
+
+``pytest --device cuda`` runs the whole suite on a GPU: tensors are made there by default.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,16 @@ import torch
 from schattor import _C
 
 LEVELS = ("baseline", "avx2", "avx512", "amx")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tensors of the tests are made")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption("--device")
+    if device != "cpu":
+        torch.set_default_device(device)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can tell, in one call of under ten minutes: builds for the GPU of this
+# machine, proves the kernels on it, runs the Python tests on it, then times.
+#
+#   benchmarks/gpu.sh [--keep-going] [FOLDER]      FOLDER: results (benchmarks/results/gpu)
+#
+# A stage that fails ends the run, for timings of wrong kernels are worth nothing; --keep-going runs
+# the rest all the same. Writes FOLDER/summary.json, log.txt and the benchmarks' JSON files, which
+# name the device and the commit (SCHATTOR_COMMIT, where the copy has no history). Needs nvcc, python3
+# with torch and the test packages; no network.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+build=build/gpu
+jobs=$(nproc)
+unavailable=77
+
+# ---- stages
+
+compile_kernel_tests() {
+  # Flags as setup.py's.
+  local flags="-std=c++17 --expt-relaxed-constexpr -O3 -lineinfo -Icsrc/kernels -Itests/kernels
+    -gencode arch=compute_$GPU_ARCH,code=sm_$GPU_ARCH"
+  mkdir -p $build
+  rm -f $build/*
+  {
+    for source in csrc/kernels/*.cu; do echo "-c $source -o $build/$(basename "$source").o"; done
+    for source in tests/kernels/test_*.cpp; do
+      echo "-x cu -c $source -o $build/$(basename "$source" .cpp).test.o"
+    done
+  } | xargs -P "$jobs" -L 1 nvcc $flags || return 1
+  ar rcs $build/kernels.a $build/*.cu.o
+  for object in $build/*.test.o; do
+    echo "$object $build/kernels.a -o $build/$(basename "$object" .test.o)"
+  done | xargs -P "$jobs" -L 1 nvcc -arch=sm_"$GPU_ARCH"
+}
+
+kernel_tests() {
+  local rc=0
+  for object in $build/*.test.o; do
+    local test=${object%.test.o}
+    echo "-- $test"
+    timeout 60 "$test" || { echo "   exit status $?"; rc=1; }
+  done
+  return $rc
+}
+
+sanitize() {
+  local rc=0
+  command -v compute-sanitizer || return $unavailable
+  # A virtual machine may refuse it the device.
+  compute-sanitizer --tool memcheck $build/test_conformance 2>&1 | grep -q "not supported" &&
+    return $unavailable
+  for object in $build/*.test.o; do
+    local test=${object%.test.o}
+    echo "-- $1 $test"
+    timeout 40 compute-sanitizer --tool "$1" --error-exitcode 9 "$test"
+    case $? in
+      0) ;;
+      124) echo "   out of time" ;;
+      *) rc=1 ;;
+    esac
+  done
+  return $rc
+}
+
+python_build() {
+  SCHATTOR_CUDA=1 TORCH_CUDA_ARCH_LIST= MAX_JOBS=$jobs python3 setup.py -q build_ext --inplace
+}
+
+python_tests() { python3 -m pytest -q --maxfail=20 -p no:cacheprovider tests --device cuda; }
+
+directions() { python3 benchmarks/bench_directions.py --out "$1/directions_cuda.json"; }
+
+steps() { python3 benchmarks/bench_step.py --device cuda --out "$1/step_cuda.json"; }
+
+solvers() {
+  nvcc -std=c++17 --expt-relaxed-constexpr -O3 -arch=sm_"$GPU_ARCH" -Icsrc/kernels \
+    benchmarks/cuda/solvers.cu $build/kernels.a -lcusolver -lcublas -o $build/solvers &&
+    $build/solvers > "$1/solvers.jsonl"
+}
+
+demo() { python3 examples/character_gpt/run.py --fast; }
+
+if [ "${1:-}" = --stage ]; then
+  shift
+  "$@"
+  exit
+fi
+
+# ---- the run
+
+keep_going=no
+[ "${1:-}" = --keep-going ] && keep_going=yes && shift
+GPU_ARCH=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -1 | tr -d .)
+[ -n "$GPU_ARCH" ] || { echo "gpu.sh: needs a GPU, and nvidia-smi shows none" >&2; exit 2; }
+[ "$GPU_ARCH" = 90 ] && GPU_ARCH=90a
+export GPU_ARCH
+mkdir -p "${1:-benchmarks/results/gpu}"
+folder=$(cd "${1:-benchmarks/results/gpu}" && pwd)
+log=$folder/log.txt
+: > "$log"
+deadline=$((SECONDS + 580))
+results=()
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+finish() {
+  python3 benchmarks/gpu_summary.py "$folder/summary.json" "${results[@]}"
+  exit
+}
+
+# stage SECONDS FUNCTION ARGUMENT...: output to the log, outcome into the summary.
+stage() {
+  local limit=$1 begin=$SECONDS left=$((deadline - SECONDS)) outcome
+  shift
+  if [ $left -lt 5 ]; then
+    results+=("$*=no time left=0")
+    return
+  fi
+  echo "== $*" | tee -a "$log"
+  timeout -k 5 $((limit < left ? limit : left)) bash "$0" --stage "$@" >> "$log" 2>&1
+  case $? in
+    0) outcome=passed ;;
+    $unavailable) outcome=unavailable ;;
+    124 | 137) outcome="out of time" ;;
+    *) outcome=failed ;;
+  esac
+  results+=("$*=$outcome=$((SECONDS - begin))")
+  echo "   $outcome, $((SECONDS - begin)) s"
+  [ $outcome = failed ] || return 0
+  tail -n 60 "$log"
+  [ $keep_going = yes ] || finish
+}
+
+nvidia-smi >> "$log"
+stage 120 compile_kernel_tests
+stage 60 kernel_tests
+stage 120 python_build
+stage 150 python_tests
+stage 100 sanitize memcheck
+stage 80 sanitize racecheck
+stage 40 sanitize synccheck
+stage 150 directions "$folder"
+stage 120 steps "$folder"
+stage 60 solvers "$folder"
+stage 60 demo
+finish
