@@ -1,9 +1,12 @@
 # One word for each thing to do. Every target makes what it needs first and can be run again.
 #   make demo    train a small language model with every optimizer; table, plot, JSON (FAST=1: short)
-#   make test    all tests (Python, C++ under sanitizers)
+#   make test    all tests (Python, C++ under sanitizers, CUDA kernels on the processor)
+#   make cuda-compile  every CUDA kernel through nvcc; registers; no spills
+#   make coverage-kernels  which lines of the CUDA kernels the tests run
 #   make lint    formatting, style and types
 #   make bench   a whole optimizer step beside torch.optim.Muon and AdamW
 #   make test-abi  the same binary under the newest torch
+#   make wheel   a wheel for every GPU of a release, into dist/
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -11,10 +14,14 @@ CXX ?= g++
 BUILD := build
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Kernels for GPUs take minutes to compile: only where there is one, unless asked for.
+ifneq ($(shell nvidia-smi -L >/dev/null 2>&1 && echo found),found)
+export SCHATTOR_CUDA ?= 0
+endif
 
-.PHONY: help demo test test-python test-cpp test-abi lint bench build clean
+.PHONY: help demo test test-python test-cpp test-abi lint bench build wheel clean
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,10s/^# *//p' Makefile
 
 # The stamp is written last, so an interrupted installation is taken up again.
 $(VENV)/ready: constraints.txt pyproject.toml
@@ -31,7 +38,7 @@ build: $(VENV)/ready
 demo: build
 	$(PY) examples/character_gpt/run.py $(if $(FAST),--fast)
 
-test: test-cpp test-python
+test: test-cpp test-emulation test-python
 
 # Threads that wait without spinning: on a busy machine spinning makes small steps many times slower.
 test-python: build
@@ -59,6 +66,13 @@ test-cpp:
 	@$(MAKE) --no-print-directory -j2 $(CPU_TESTS)
 	@set -e; for t in $(CPU_TESTS); do echo $$t; $$t; done
 
+include tests/emulation/emulation.mk tests/emulation/compile.mk
+include tests/emulated/emulated.mk
+
+wheel: $(VENV)/ready
+	@echo "== building a wheel for every GPU of a release (minutes)"
+	SCHATTOR_CUDA=1 TORCH_CUDA_ARCH_LIST=all $(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
+
 # A wheel built with the oldest torch must serve the newest.
 NEWEST := .venv-newest
 test-abi: build
@@ -73,7 +87,8 @@ test-abi: build
 	rm -rf $(NEWEST)
 
 lint: $(VENV)/ready
-	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'tests/*.h' 'tests/*.cpp')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh' \
+	  'tests/*.h' 'tests/*.cpp' 'tests/*.cu')
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

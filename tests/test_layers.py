@@ -18,7 +18,7 @@ NATIVE = [
 LAYERS = [
     ["schattor.theory"],
     ["schattor._C", "schattor.portable", "schattor.ops"],
-    ["schattor.planning", "schattor.blocks"],
+    ["schattor.measured", "schattor.planning", "schattor.blocks"],
     ["schattor.directions", "schattor.functional", "schattor.routing"],
     ["schattor.optim"],
     ["schattor.integrations", "schattor.doctor"],
@@ -78,6 +78,33 @@ def test_native_includes_point_down(path: Path) -> None:
             assert not include.startswith(("torch", "ATen", "c10")), include
 
 
+KERNELS = [path for path in NATIVE if path.parent.name == "kernels"]
+WRAPPERS = ("device.h", "device_hopper.h")
+
+
+def code_of(path: Path) -> str:
+    return re.sub(r"//.*", "", path.read_text())
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_kernels_include_their_own_and_the_toolkit(path: Path) -> None:
+    for include in re.findall(r'#include\s+"([^"]+)"', path.read_text()):
+        emulated = path.name == "device.h" and include == "cuemu.h"
+        assert emulated or (path.parent / include).exists(), f"{path.name} includes {include}"
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_device_wrappers_alone_hold_what_only_nvcc_reads(path: Path) -> None:
+    if path.name in WRAPPERS:
+        return
+    code = code_of(path)
+    assert not re.search(r"\basm\b", code), f"{path.name}: PTX belongs into {WRAPPERS}"
+    assert "<<<" not in code, f"{path.name}: kernels are launched by dev::launch"
+    assert "__shared__" not in code, f"{path.name}: shared memory comes from dev::Carve"
+    assert "__CUDACC__" not in code, f"{path.name}: one body for the device and the emulation"
+    assert not re.search(r"\b(BUG|FAULT|emu::)", code), f"{path.name}: knows of the tests"
+
+
 def test_only_ops_speak_to_the_dispatcher() -> None:
     for path in PYTHON:
         if module_of(path) != "schattor.ops":
@@ -92,7 +119,8 @@ def test_coefficients_live_in_theory_alone() -> None:
 
 
 def test_files_stay_readable() -> None:
-    for path in [*PYTHON, *NATIVE]:
+    tests = [p for end in ("*.h", "*.cpp", "*.cu") for p in (ROOT / "tests").rglob(end)]
+    for path in [*PYTHON, *NATIVE, *tests]:
         assert len(path.read_text().splitlines()) <= 400, f"{path} has more than 400 lines"
 
 
