@@ -88,7 +88,7 @@ test-abi: build
 
 lint: $(VENV)/ready
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh' \
-	  'tests/*.h' 'tests/*.cpp' 'tests/*.cu')
+	  'tests/*.h' 'tests/*.cpp' 'tests/*.cu' 'benchmarks/*.cu' 'benchmarks/*.h')
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

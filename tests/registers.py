@@ -68,7 +68,9 @@ def main(table: Path, logs: list[Path]) -> int:
         {arch for file in rows.values() for entry in file.values() for arch in entry.registers},
         key=lambda arch: int(re.sub(r"\D", "", arch)),
     )
-    lines = ["Registers a thread. None spills.", ""] if not failures else []
+    lines = ["# Registers of the CUDA kernels", "", "A thread's, by `make cuda-compile`."]
+    lines += [] if failures else ["None spills."]
+    lines.append("")
     lines += ["| file | kernel | " + " | ".join(archs) + " |"]
     lines += ["|---" * (2 + len(archs)) + "|"]
     for file, entries in rows.items():

@@ -111,7 +111,7 @@ def chain_traffic(
         return itemsize * (depth * (gram_matrix + polynomial) + updates + last)
     # A segment: its Gram matrix, Q and S of its first step from B, S X onto the direction.
     begins = segments * (gram_matrix + 3 * square + square + 2 * wide) + (segments - 1) * wide
-    # Its other steps: Q and S from Q, B and S; every step but its last: T from R and B, R from both.
+    # Its other steps: Q and S from Q, B, S. Every step but its last: T from R, B, and R from T, B.
     others = (depth - segments) * (5 * square + 6 * square)
     restarts = (segments - 1) * (square + 2 * wide)
     return itemsize * (depth * polynomial + begins + others + restarts + last)

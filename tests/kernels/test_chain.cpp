@@ -76,8 +76,7 @@ const char* name_of_kernel(ChainKernel kernel) {
   return names[static_cast<int>(kernel)];
 }
 
-// Float and double: rounding enlarged by steps of slope 3, on the Gram side by its square. The
-// numbers of an engine are float.
+// Float and double: rounding enlarged by steps of slope 3, on the Gram side by its square.
 double tolerance(Dtype dtype, bool gram) {
   if (dtype == Dtype::kFloat64) return 1e-11;
   return gram ? 4e-3 : 1e-4;

@@ -291,6 +291,7 @@ void test() {
   check_case<bf16>({Form::kGram, 129, 129, 40, 1, "dsq"}, kAda);
   test_order_of_tiles<__half>();
   test_slices<bf16>();
+  test_slices<float>();
   test_slices<double>();
   test_more_slices();
   test_bits();
