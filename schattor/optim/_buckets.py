@@ -27,8 +27,10 @@ from schattor.portable import scalar_dtype
 __all__ = ["Bucket", "BucketKey", "Measured", "Place", "Source"]
 
 _MIB = 2**20
-# Arrays of the size of a wide batch that are alive at once: it, its direction, and two iterates.
-_ARRAYS_ALIVE = 4
+# What is alive at once: the wide batch, its direction, two iterates; and square matrices of the
+# chain's two forms.
+_WIDE_ALIVE = 4
+_SQUARES_ALIVE = {False: 2, True: 6}
 # On a processor a chunk's arrays are small enough for its caches and for malloc to give the same
 # pages again at every step; fresh ones, which the system clears first, cost as much as a gather.
 _CACHED_MIB = 8
@@ -177,7 +179,7 @@ class Bucket:
         if self.plan.route == "chain":
             row = planning.chain_weights(power, self.plan)
             self.chain_weights = self._rewritten(self.chain_weights, [row] * len(self.params))
-        if old is None or old.dtype != self.plan.dtype:
+        if old is None or (old.dtype, old.gram) != (self.plan.dtype, self.plan.gram):
             self.chunks = self._chunks(group["workspace_mb"] * _MIB)
 
     def _rewritten(self, held: Tensor | None, values: Sequence[Any]) -> Tensor:
@@ -208,11 +210,12 @@ class Bucket:
         return fresh
 
     def _chunks(self, workspace: float) -> list[slice]:
-        matrix = self.key.rows * self.key.cols * self.plan.dtype.itemsize
-        size = max(1, int(workspace // (_ARRAYS_ALIVE * matrix)))
+        rows, cols, itemsize = self.key.rows, self.key.cols, self.plan.dtype.itemsize
+        alive = _WIDE_ALIVE * cols + _SQUARES_ALIVE[self.plan.gram] * rows
+        size = max(1, int(workspace // (alive * rows * itemsize)))
         if self.key.device.type == "cpu":
             threads = torch.get_num_threads()
-            cached = _CACHED_MIB * _MIB // matrix // threads * threads
+            cached = _CACHED_MIB * _MIB // (rows * cols * itemsize) // threads * threads
             size = min(size, max(threads, cached))
         count = len(self.params)
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -71,7 +71,7 @@ def test_chunks_cover_the_bucket_within_the_workspace() -> None:
     for index in range(10):
         bucket.add(str(index), torch.zeros(8, 8), None, None, 1.0)
     optimizer = Schattor([torch.nn.Parameter(torch.zeros(8, 8))], p=3)
-    block = 4 * 8 * 8 * 4 / 2**20
+    block = (4 + 2) * 8 * 8 * 4 / 2**20  # of a direct chain
     group = {**optimizer.param_groups[0], "workspace_mb": 3.5 * block}
     assert bucket.follow(group)
     assert bucket.chunks == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
