@@ -46,6 +46,8 @@ CUDA_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xc
 # What a release is built for; the last also as PTX, for GPUs that are not out yet. The kernels of
 # 9.0a are for it alone.
 RELEASE = ("80", "86", "89", "90a", "100", "120")
+# cudaGetDriverEntryPointByVersion is of this release.
+LEAST_CUDA = (12, 5)
 LEAST_ARCHITECTURE = 80
 
 
@@ -99,7 +101,8 @@ def architectures(
 ) -> tuple[str, ...]:
     """What to compile for: the list, else the GPUs, else all of a release that nvcc knows."""
     if listed and listed.lower() != "all":
-        return tuple(dict.fromkeys(_architecture(word) for word in re.split(r"[;,\s]+", listed)))
+        words = re.split(r"[;,\s]+", listed)
+        return tuple(dict.fromkeys(name for word in words for name in _architectures(word)))
     present = sorted({10 * major + minor for major, minor in capabilities})
     present = [number for number in present if number >= LEAST_ARCHITECTURE]
     if present and not listed:
@@ -108,7 +111,7 @@ def architectures(
     return (*release[:-1], f"{release[-1]}+PTX")
 
 
-def _architecture(word: str) -> str:
+def _architectures(word: str) -> tuple[str, ...]:
     match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", word)
     if match is None:
         raise SystemExit(
@@ -119,7 +122,9 @@ def _architecture(word: str) -> str:
     if int(major + minor) < LEAST_ARCHITECTURE:
         raise SystemExit(f"schattor: TORCH_CUDA_ARCH_LIST must be at least 8.0, got {word!r}")
     number = major + minor
-    return number + (kind or ("a" if number == "90" and not ptx else "")) + (ptx or "")
+    if number == "90" and not kind:  # what Hopper has alone needs its "a", which no PTX carries on
+        return ("90a", "90+PTX") if ptx else ("90a",)
+    return (number + (kind or "") + (ptx or ""),)
 
 
 def gencode(names: Sequence[str]) -> list[str]:
@@ -128,6 +133,8 @@ def gencode(names: Sequence[str]) -> list[str]:
     for name in names:
         number, _, ptx = name.partition("+")
         code = f"[sm_{number},compute_{number}]" if ptx else f"sm_{number}"
+        if name == "90+PTX":  # beside 90a, whose machine code runs there
+            code = "compute_90"
         flags += ["-gencode", f"arch=compute_{number},code={code}"]
     return flags
 
@@ -166,6 +173,11 @@ def toolkit(
             f"schattor: nvcc and torch must be of one major version of CUDA, got {nvcc} of"
             f" {version[0]}.{version[1]} and torch of {torch_cuda}. Point CUDA_HOME to a CUDA"
             f" {torch_cuda.split('.')[0]}, or build without CUDA kernels: SCHATTOR_CUDA=0"
+        )
+    if version < LEAST_CUDA:
+        raise SystemExit(
+            f"schattor: nvcc must be at least {LEAST_CUDA[0]}.{LEAST_CUDA[1]}, got {nvcc} of"
+            f" {version[0]}.{version[1]}; SCHATTOR_CUDA=0 builds without CUDA kernels"
         )
     known = re.findall(r"sm_(\w+)", nvcc_says(nvcc, "--list-gpu-code"))
     listed = environment.get("TORCH_CUDA_ARCH_LIST")

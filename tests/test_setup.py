@@ -59,7 +59,7 @@ def nvcc(tmp_path: Path) -> Nvcc:
         (None, [(7, 5), (8, 0)], ("80",)),
         ("9.0", [(8, 6)], ("90a",)),
         ("8.0;9.0a;12.0+PTX", [], ("80", "90a", "120+PTX")),
-        ("8.0, 8.6 9.0+PTX 8.0", [], ("80", "86", "90+PTX")),
+        ("8.0, 8.6 9.0+PTX 8.0", [], ("80", "86", "90a", "90+PTX")),
         ("10.0f", [], ("100f",)),
     ],
 )
@@ -89,6 +89,16 @@ def test_flags_of_nvcc(build: ModuleType) -> None:
         "-gencode",
         "arch=compute_120,code=[sm_120,compute_120]",
     ]
+
+
+def test_an_old_nvcc_is_refused(build: ModuleType, nvcc: Nvcc) -> None:
+    with pytest.raises(SystemExit, match=r"nvcc must be at least 12.5, got .* of 12.4"):
+        build.toolkit({"CUDA_HOME": str(nvcc("12.4"))}, "12.4", [])
+
+
+def test_ptx_of_hopper_is_beside_its_own_machine_code(build: ModuleType) -> None:
+    flags = build.gencode(build.architectures("9.0+PTX", [], KNOWN))
+    assert flags[1::2] == ["arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"]
 
 
 def test_nvcc_decides(build: ModuleType, nvcc: Nvcc) -> None:

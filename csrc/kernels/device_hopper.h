@@ -51,7 +51,7 @@ DEV_CALL void fence_barrier_init() {
 }
 // Between ordinary writes of shared memory and reads of them by wgmma or bulk copies.
 DEV_CALL void fence_proxy_async() {
-  DEV_EITHER(asm volatile("fence.proxy.async;" ::: "memory"), emu::fence_proxy_async());
+  DEV_EITHER(asm volatile("fence.proxy.async.shared::cta;" ::: "memory"), emu::fence_proxy_async());
 }
 
 // ---- boxes of tensors, at coordinates c0 (innermost), c1, c2 ----
@@ -151,6 +151,15 @@ DEV_CALL void wgmma_wait() {
   DEV_EITHER(asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N)
                           : "memory"),
              emu::wgmma_wait(N, CUEMU_PC));
+}
+// After the last wait: the compiler may not take uses of the accumulators before it, which a
+// clobber of memory alone would let it do.
+template <int N>
+DEV void wgmma_settle([[maybe_unused]] float (&sums)[N]) {
+#ifdef __CUDACC__
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+#endif
 }
 
 #ifdef __CUDACC__

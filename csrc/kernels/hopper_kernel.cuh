@@ -159,6 +159,8 @@ struct Block {
       if (++slot == params.slots) slot = 0, phase ^= 1;
     }
     dev::wgmma_wait<0>();
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) dev::wgmma_settle(sums[half]);
     if (leads) dev::mbar_arrive(barriers.empty + before);
   }
 
@@ -282,6 +284,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     dev::setmaxnreg_inc<232>();
     block.consume(threadIdx.x / kWarpgroup - 1);
   }
+#else
+  __trap();  // built for sm_90 without its "a", or for another architecture: better than no result
 #endif
 }
 
