@@ -11,8 +11,6 @@ constexpr int64_t kLongAspect = 8;
 
 bool is_long(const ChainArgs& args) { return args.cols >= kLongAspect * args.rows; }
 
-bool is_half(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16; }
-
 }  // namespace
 
 bool chain_kernel_serves(ChainKernel kernel, const ChainArgs& args, const DeviceFacts& facts) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "dtype.h"
 #include "product.h"
 
 namespace schattor::cuda {
@@ -17,11 +18,6 @@ cudaError_t products_direction(ChainKernel engine, const ChainArgs& args, void* 
                                cudaStream_t stream);
 
 // ---- Memory. ----
-
-inline size_t size_of(Dtype dtype) {
-  if (dtype == Dtype::kFloat64) return 8;
-  return dtype == Dtype::kFloat32 ? 4 : 2;
-}
 
 template <typename Args>
 bool is_empty(const Args& args) {

@@ -1,7 +1,8 @@
 // The passes over whole matrices between the products of a chain: each entry is read and written
 // once, 16 bytes at a time where rows allow it.
 #include "chain.h"
-#include "device.h"
+#include "coefficient.cuh"
+#include "reduce.cuh"
 
 namespace schattor::cuda {
 namespace {
@@ -11,32 +12,7 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kPacksPerThread = 8;
 constexpr int kBytesPerPack = 16;
 
-// ---- Entries. Sums are float, of double entries double. ----
-
-template <typename T>
-struct Sum {
-  using Type = float;
-};
-template <>
-struct Sum<double> {
-  using Type = double;
-};
-
-DEV float widened(__half value) { return __half2float(value); }
-DEV float widened(bf16 value) { return __bfloat162float(value); }
-DEV float widened(float value) { return value; }
-DEV double widened(double value) { return value; }
-
-template <typename T, typename Value>
-DEV T narrowed(Value value) {
-  if constexpr (std::is_same<T, __half>::value) {
-    return __float2half_rn(value);
-  } else if constexpr (std::is_same<T, bf16>::value) {
-    return __float2bfloat16_rn(value);
-  } else {
-    return static_cast<T>(value);
-  }
-}
+// ---- Entries. ----
 
 template <typename T>
 DEV double product_in_double(T x, T y) {
@@ -82,11 +58,6 @@ int64_t chunks_of(int64_t packs) {
   return (packs + kPacks - 1) / kPacks;
 }
 
-DEV double value_of(const Coefficient& coefficient, int64_t matrix) {
-  if (coefficient.data == nullptr) return coefficient.otherwise;
-  return coefficient.data[matrix * coefficient.step];
-}
-
 template <typename T>
 DEV T* matrix_of(const Operand& operand, int64_t matrix) {
   return static_cast<T*>(operand.data) + matrix * operand.stride;
@@ -109,7 +80,7 @@ __global__ void pad(const PaddedCopy args, int64_t chunks) {
 
 template <typename T>
 __global__ void combination(const __grid_constant__ Combination args, int64_t chunks) {
-  using Value = typename Sum<T>::Type;
+  using Value = SumOf<T>;
   constexpr int kWidth = kBytesPerPack / sizeof(T);
   const int64_t columns = args.result.ld / kWidth;
   const Chunk chunk = Chunk::of_block(chunks, args.rows * columns);
@@ -118,13 +89,13 @@ __global__ void combination(const __grid_constant__ Combination args, int64_t ch
   for (int64_t i = begin; i < chunk.last; i += kThreads, at.advance()) {
     Value sums[kWidth] = {};
     for (int term = 0; term < args.count; ++term) {
-      const auto factor = static_cast<Value>(value_of(args.factors[term], chunk.matrix));
+      const auto factor = value_of<Value>(args.factors[term], chunk.matrix);
       const T* data = matrix_of<T>(args.terms[term], chunk.matrix);
       const auto pack = reinterpret_cast<const Pack<T, kWidth>*>(data)[i];
       for (int j = 0; j < kWidth; ++j) sums[j] += factor * widened(pack.values[j]);
     }
     Pack<T, kWidth> result, scaled;
-    const auto scale = static_cast<Value>(value_of(args.scale, chunk.matrix));
+    const auto scale = value_of<Value>(args.scale, chunk.matrix);
     for (int j = 0; j < kWidth; ++j) {
       const int64_t column = at.column * kWidth + j;
       if (column == at.row) sums[j] += static_cast<Value>(args.identity);
@@ -136,20 +107,6 @@ __global__ void combination(const __grid_constant__ Combination args, int64_t ch
     if (args.scaled.data == nullptr) continue;
     reinterpret_cast<Pack<T, kWidth>*>(matrix_of<T>(args.scaled, chunk.matrix))[i] = scaled;
   }
-}
-
-// The sum over the block's threads, in an order that does not change. Thread 0 has it.
-DEV double block_sum(double value, double* of_warps) {
-  for (int distance = 16; distance > 0; distance /= 2) {
-    value += __shfl_down_sync(~0u, value, distance);
-  }
-  __syncthreads();  // of_warps may still be read for the sum before
-  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int warp = 1; warp < kWarps; ++warp) value += of_warps[warp];
-  }
-  return value;
 }
 
 template <typename T, int kWidth>
@@ -165,7 +122,7 @@ __global__ void finish_chunk(const Finish args, int64_t chunks) {
   auto* direction = static_cast<Entries*>(args.direction.data) + matrix * packs;
   const auto* mixture = reinterpret_cast<const Entries*>(matrix_of<T>(args.mixture, matrix));
   const int64_t mixture_columns = args.mixture.ld / kWidth;
-  const auto weight = static_cast<typename Sum<T>::Type>(value_of(args.weight, matrix));
+  const auto weight = value_of<SumOf<T>>(args.weight, matrix);
   double inner = 0, square = 0;
   Position at = Position::begin(begin, columns);
   for (int64_t i = begin; i < chunk.last; i += kThreads, at.advance()) {

@@ -227,7 +227,7 @@ DEV bool solve(const Params& p, T* x, T* a, double* scratch, float* constant) {
   worker.load();
   Sums<kOwned> sums;
   worker.gram(sums);
-  const double squares = on_chip::block_sum(worker.squares(sums), scratch);
+  const double squares = block_sum(worker.squares(sums), scratch);
   const Scale scale = scale_of(squares, p.powers[blockIdx.x]);
   const bool regular = on_chip::is_regular(scale.norm);
   if (!regular || depth < 0) {
@@ -275,8 +275,8 @@ __global__ void __launch_bounds__(warps_with(kOwned) * kWarp, blocks_with(kOwned
   on_chip::Overlap overlap{};
   if (solve<T, kOwned>(p, x, a, scratch, &constant)) {
     overlap = store_direction(x, ld, wide, to);
-    overlap.inner = on_chip::block_sum(overlap.inner, scratch);
-    overlap.square = on_chip::block_sum(overlap.square, scratch);
+    overlap.inner = block_sum(overlap.inner, scratch);
+    overlap.square = block_sum(overlap.square, scratch);
   } else {
     on_chip::put_constant(to, constant);
     overlap.inner = overlap.square = constant;

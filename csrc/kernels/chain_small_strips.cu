@@ -102,7 +102,7 @@ class Block {
       each_pair(square, lane_, [&](int s, int t, int i, int row, int col) {
         const float2 old = on_chip::load_pair(a_.at(square.row + s, square.col + t, row, col));
         const float* pair = &sums[s][t][i / 2][i % 2 * 2];
-        held[turn][s][t][i] = on_chip::pack<T>(b * old.x + c * pair[0], b * old.y + c * pair[1]);
+        held[turn][s][t][i] = pack<T>(b * old.x + c * pair[0], b * old.y + c * pair[1]);
       });
     }
     __syncthreads();
@@ -181,12 +181,12 @@ class Block {
     T* place = x_ + row * ld_ + col;
     const float2 x = on_chip::load_pair(place);
     const uint32_t next =
-        on_chip::pack<T>(step.unit * (step.a * x.x + low), step.unit * (step.a * x.y + high));
+        pack<T>(step.unit * (step.a * x.x + low), step.unit * (step.a * x.y + high));
     *reinterpret_cast<uint32_t*>(place) = next;
     if (step.weight == 0 && !step.begins) return;
     const float2 before =
         step.begins ? make_float2(step.first * x.x, step.first * x.y) : *mixture(row, col);
-    const float2 rounded = on_chip::unpack<T>(next);
+    const float2 rounded = unpack<T>(next);
     *mixture(row, col) =
         make_float2(before.x + step.weight * rounded.x, before.y + step.weight * rounded.y);
   }
@@ -237,9 +237,9 @@ DEV bool solve(const Params& p, int64_t matrix, const Block<T>& block, const T* 
                const Scratch& scratch, float* constant) {
   const double* weights = p.weights + matrix * (p.depth + 1);
   const int depth = on_chip::last_weight(weights, p.depth);
-  const double size = sqrt(on_chip::block_sum(squares_of_input(p, x), scratch.sums));
+  const double size = sqrt(block_sum(squares_of_input(p, x), scratch.sums));
   const float first = sqrtf(kFirstScale) / static_cast<float>(size);
-  const double norm = sqrt(on_chip::block_sum(block.gram(first), scratch.sums));
+  const double norm = sqrt(block_sum(block.gram(first), scratch.sums));
   const bool regular = on_chip::is_regular(norm);
   if (!regular || depth < 0) {
     *constant = regular ? 0 : on_chip::constant_direction(norm);
@@ -308,8 +308,8 @@ DEV void take(const Params& p, int64_t matrix, T* x, T* a, float* mixture, const
   on_chip::Overlap overlap{constant, constant};
   if (solved) {
     overlap = store_direction(mixture, p.col_tiles * kTile, matrix_of(p, inputs, index), to);
-    overlap.inner = on_chip::block_sum(overlap.inner, scratch.sums);
-    overlap.square = on_chip::block_sum(overlap.square, scratch.sums);
+    overlap.inner = block_sum(overlap.inner, scratch.sums);
+    overlap.square = block_sum(overlap.square, scratch.sums);
   } else {
     on_chip::put_constant(to, constant);
   }

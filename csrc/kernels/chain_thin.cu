@@ -61,7 +61,7 @@ constexpr int panel_size(int rows, int panel_cols) {
 }
 
 DEV Overlap block_overlap(const Overlap& overlap, double* scratch) {
-  return {on_chip::block_sum(overlap.inner, scratch), on_chip::block_sum(overlap.square, scratch)};
+  return {block_sum(overlap.inner, scratch), block_sum(overlap.square, scratch)};
 }
 
 DEV void put_overlap(const Params& p, int64_t matrix, const Overlap& overlap) {

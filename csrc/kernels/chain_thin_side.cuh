@@ -200,7 +200,7 @@ DEV void solve(const Steps& steps, int side, const double* weights, double power
   const int depth = on_chip::last_weight(weights, steps.depth);
   Share<double, kSize> s(side);
   s.read(m.r, 1);
-  const double norm = sqrt(on_chip::block_sum(s.squares(), scratch));
+  const double norm = sqrt(block_sum(s.squares(), scratch));
   s.fill(0);
   if (!on_chip::is_regular(norm)) {
     s.fill(on_chip::constant_direction(norm));

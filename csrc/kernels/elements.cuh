@@ -3,27 +3,13 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
-#include <type_traits>
 
-#include "device.h"
-#include "launch.h"
+#include "dtype.h"
+#include "scalars.cuh"
 
 namespace schattor::cuda {
 
 constexpr int kUnit = 8;
-
-constexpr int size_of(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-}
-
-template <class To, class From>
-DEV To same_bits(From from) {
-  static_assert(sizeof(To) == sizeof(From), "a change of type, not of size");
-  To to;
-  memcpy(static_cast<void*>(&to), &from, sizeof(To));
-  return to;
-}
 
 // A unit as it lies in memory. Loaded apart from its conversion, so that many loads are in flight.
 template <class T>
@@ -49,28 +35,6 @@ DEV void store_raw(const RawUnit<T>& raw, int entry_size, void* to) {
   }
 }
 
-// Two neighbours of a half dtype in one word, the first in its lower half.
-DEV float2 bfloat16_pair(uint32_t word) {
-  return {same_bits<float>(word << 16), same_bits<float>(word & 0xffff0000u)};
-}
-DEV float2 float16_pair(uint32_t word) { return __half22float2(same_bits<__half2>(word)); }
-
-DEV uint32_t pack_bfloat16(float first, float second) {
-  return same_bits<uint32_t>(__floats2bfloat162_rn(first, second));
-}
-DEV uint32_t pack_float16(float first, float second) {
-  return same_bits<uint32_t>(__floats2half2_rn(first, second));
-}
-// From double in one rounding, not by way of float.
-DEV uint32_t pack_bfloat16(double first, double second) {
-  return same_bits<uint16_t>(__double2bfloat16(first)) |
-         static_cast<uint32_t>(same_bits<uint16_t>(__double2bfloat16(second))) << 16;
-}
-DEV uint32_t pack_float16(double first, double second) {
-  return same_bits<uint16_t>(__double2half(first)) |
-         static_cast<uint32_t>(same_bits<uint16_t>(__double2half(second))) << 16;
-}
-
 // The dtype is one for a whole block, so a switch costs a unit next to nothing. Who computes in
 // float has checked that nothing is kFloat64.
 template <class T>
@@ -85,7 +49,7 @@ DEV void from_raw(const RawUnit<T>& raw, Dtype dtype, T (&x)[kUnit]) {
 #pragma unroll
     for (int k = 0; k < kUnit; k += 2) {
       const float2 pair =
-          dtype == Dtype::kBFloat16 ? bfloat16_pair(words[k / 2]) : float16_pair(words[k / 2]);
+          dtype == Dtype::kBFloat16 ? unpack<bf16>(words[k / 2]) : unpack<__half>(words[k / 2]);
       x[k] = pair.x, x[k + 1] = pair.y;
     }
   } else if constexpr (sizeof(T) == sizeof(double)) {
@@ -117,7 +81,7 @@ DEV RawUnit<T> to_raw(const T (&x)[kUnit], Dtype dtype) {
       words[k] = same_bits<uint32_t>(static_cast<float>(x[k]));
     } else if (k % 2 == 0) {
       words[k / 2] =
-          dtype == Dtype::kBFloat16 ? pack_bfloat16(x[k], x[k + 1]) : pack_float16(x[k], x[k + 1]);
+          dtype == Dtype::kBFloat16 ? pack<bf16>(x[k], x[k + 1]) : pack<__half>(x[k], x[k + 1]);
     }
   }
   raw.pieces[0] = {words[0], words[1], words[2], words[3]};
@@ -134,9 +98,9 @@ DEV T load_entry(const void* from, Dtype dtype) {
     case Dtype::kFloat32:
       return *static_cast<const float*>(from);
     case Dtype::kBFloat16:
-      return bfloat16_pair(*static_cast<const uint16_t*>(from)).x;
+      return unpack<bf16>(*static_cast<const uint16_t*>(from)).x;
     default:
-      return float16_pair(*static_cast<const uint16_t*>(from)).x;
+      return unpack<__half>(*static_cast<const uint16_t*>(from)).x;
   }
 }
 
@@ -150,10 +114,10 @@ DEV void store_entry(T x, Dtype dtype, void* to) {
       *static_cast<float*>(to) = static_cast<float>(x);
       break;
     case Dtype::kBFloat16:
-      *static_cast<uint16_t*>(to) = static_cast<uint16_t>(pack_bfloat16(x, T(0)));
+      *static_cast<uint16_t*>(to) = static_cast<uint16_t>(pack<bf16>(x, T(0)));
       break;
     default:
-      *static_cast<uint16_t*>(to) = static_cast<uint16_t>(pack_float16(x, T(0)));
+      *static_cast<uint16_t*>(to) = static_cast<uint16_t>(pack<__half>(x, T(0)));
   }
 }
 

@@ -7,8 +7,7 @@
 // it is left to its mirror: so every element is written once and C is exactly symmetric.
 #pragma once
 
-#include <cstring>
-
+#include "coefficient.cuh"
 #include "hopper_tiles.h"
 
 namespace schattor::cuda::hopper {
@@ -16,45 +15,6 @@ namespace schattor::cuda::hopper {
 constexpr int kBox = kBoxSide * kBoxSide;
 constexpr int kBoxesOfTile = 4;
 constexpr int kWarpgroup = 128;  // threads
-
-template <class T>
-DEV uint32_t pack(float x, float y);
-template <>
-DEV uint32_t pack<__half>(float x, float y) {
-  const __half2 pair = __floats2half2_rn(x, y);
-  uint32_t bits;
-  memcpy(&bits, &pair, 4);
-  return bits;
-}
-template <>
-DEV uint32_t pack<bf16>(float x, float y) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-  uint32_t bits;
-  memcpy(&bits, &pair, 4);
-  return bits;
-}
-
-template <class T>
-DEV float2 unpack(uint32_t bits);
-template <>
-DEV float2 unpack<__half>(uint32_t bits) {
-  __half2 pair;
-  memcpy(static_cast<void*>(&pair), &bits, 4);
-  return __half22float2(pair);
-}
-template <>
-DEV float2 unpack<bf16>(uint32_t bits) {
-  __nv_bfloat162 pair;
-  memcpy(static_cast<void*>(&pair), &bits, 4);
-  return __bfloat1622float2(pair);
-}
-
-DEV float value_of(const Coefficient& coefficient, int matrix) {
-  const double value = coefficient.data == nullptr
-                           ? coefficient.otherwise
-                           : coefficient.data[static_cast<int64_t>(matrix) * coefficient.step];
-  return static_cast<float>(value);
-}
 
 // Element (row, 8 chunk) of a box: TMA's swizzle XORs the 16-byte chunks with the row.
 DEV int in_box(int row, int chunk) { return row * kBoxSide + (chunk ^ (row & 7)) * 8; }

@@ -92,8 +92,8 @@ struct Block {
     for (int number = blockIdx.x; number < params.tiles; number += gridDim.x, ++count) {
       const Tile tile = tile_at(params, number);
       const Job& job = params.jobs[tile.job];
-      const bool d = value_of(job.beta, tile.matrix) != 0.f;
-      const bool s = value_of(job.gamma, tile.matrix) != 0.f;
+      const bool d = value_of<float>(job.beta, tile.matrix) != 0.f;
+      const bool s = value_of<float>(job.gamma, tile.matrix) != 0.f;
       int present = 0;
       for (int box = 0; box < kBoxesOfTile; ++box) {
         const int row = 2 * tile.row + box / 2, col = 2 * tile.col + box % 2;
@@ -211,8 +211,9 @@ struct Block {
       const Tile tile = tile_at(params, number);
       const Job& job = params.jobs[tile.job];
       if (!kTurns || (count & 1) == me) {
-        const Numbers numbers{value_of(job.alpha, tile.matrix), value_of(job.beta, tile.matrix),
-                              value_of(job.gamma, tile.matrix), value_of(job.weight, tile.matrix)};
+        const Numbers numbers{
+            value_of<float>(job.alpha, tile.matrix), value_of<float>(job.beta, tile.matrix),
+            value_of<float>(job.gamma, tile.matrix), value_of<float>(job.weight, tile.matrix)};
         float sums[kHalves][64] = {};
         // One parity bit tells the slots' uses apart, so a warpgroup may wait on the ring only once
         // the other has seen every earlier slot full.

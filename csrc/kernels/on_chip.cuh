@@ -4,37 +4,15 @@
 
 #include <cmath>
 
-#include "device.h"
 #include "launch.h"
+#include "reduce.cuh"
+#include "scalars.cuh"
 
 namespace schattor::cuda::on_chip {
 
 constexpr int kWarp = 32;
 
 // ---- Elements. ----
-
-// Two neighbours of half precision in one register.
-template <class T>
-DEV float2 unpack(uint32_t pair) {
-  if constexpr (std::is_same<T, __half>::value) {
-    __half2_raw raw;
-    raw.x = static_cast<unsigned short>(pair), raw.y = static_cast<unsigned short>(pair >> 16);
-    return __half22float2(__half2(raw));
-  } else {
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u));
-  }
-}
-
-template <class T>
-DEV uint32_t pack(float low, float high) {
-  if constexpr (std::is_same<T, __half>::value) {
-    const __half2_raw raw = __floats2half2_rn(low, high);
-    return raw.x | static_cast<uint32_t>(raw.y) << 16;
-  } else {
-    const __nv_bfloat162_raw raw = __floats2bfloat162_rn(low, high);
-    return raw.x | static_cast<uint32_t>(raw.y) << 16;
-  }
-}
 
 template <class T>
 DEV float2 load_pair(const T* from) {
@@ -155,22 +133,6 @@ DEV void load_matrix(const Rows<const T>& from, int padded_rows, int padded_cols
 }
 
 // ---- Sums. ----
-
-// The sum over all threads of the block, in an order that its size alone gives. Every thread gets
-// it. scratch has room for one number a warp; a barrier comes first and last.
-DEV double block_sum(double value, double* scratch) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(~0u, value, distance);
-  }
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  double sum = 0;
-  for (int warp = 0; warp < static_cast<int>(blockDim.x) / kWarp; ++warp) sum += scratch[warp];
-  __syncthreads();
-  return sum;
-}
 
 // <x, direction> and |direction|^2.
 struct Overlap {

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "device.h"
 #include "launch.h"
+#include "reduce.cuh"
 
 namespace schattor::cuda::svd {
 
@@ -71,11 +71,7 @@ struct Scaling {
   DEV T operator()(T x) const { return x * first * second; }
 };
 
-// Sums and maxima of a warp, in every lane.
-DEV double warp_sum(double value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
-  return value;
-}
+// In every lane.
 template <class Bits>
 DEV Bits warp_max(Bits value) {
   for (int step = kWarp / 2; step > 0; step /= 2) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "dtype.h"
 #include "tiles_epilogue.cuh"
 
 namespace schattor::cuda::tiles {
@@ -11,12 +12,6 @@ constexpr int kLeastSlice = 1024;  // inner elements; more slices would cost mor
 constexpr int kEnoughBoxes = 128;  // of all slices of a matrix: about a device full
 constexpr size_t kApart = 256;     // bytes between arrays in the workspace
 
-size_t size_of(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-}
-
-bool is_half(Dtype dtype) { return dtype == Dtype::kFloat16 || dtype == Dtype::kBFloat16; }
-
 int count_tiles(const Product& product, int tile) {
   const int rows = dev::div_up(product.rows, tile), cols = dev::div_up(product.cols, tile);
   return product.symmetric ? rows * (rows + 1) / 2 : rows * cols;
@@ -24,7 +19,7 @@ int count_tiles(const Product& product, int tile) {
 
 // Whether every row begins on 16 bytes.
 bool is_aligned(const Operand& operand, const Product& product) {
-  const size_t size = size_of(product.dtype);
+  const int size = size_of(product.dtype);
   return reinterpret_cast<uintptr_t>(operand.data) % 16 == 0 && operand.ld * size % 16 == 0 &&
          (operand.stride * size % 16 == 0 || product.batch == 1);
 }

@@ -6,15 +6,11 @@
 // by the same block, and one on the diagonal takes its upper half from its lower one.
 #pragma once
 
-#include <type_traits>
-
-#include "device.h"
+#include "coefficient.cuh"
+#include "reduce.cuh"
 #include "tiles_schedule.cuh"
 
 namespace schattor::cuda::tiles {
-
-template <typename T>
-using SumOf = std::conditional_t<std::is_same<T, double>::value, double, float>;
 
 constexpr int kBoxSize = kBox * kBox;
 constexpr int kChunk = 8;  // columns that a thread works on at a time
@@ -24,16 +20,6 @@ constexpr int kChunk = 8;  // columns that a thread works on at a time
 DEV int box_at(int row, int col) {
   return row * kBox + (col ^ ((row >> 3 & 7) << 2) ^ ((row & 3) << 3));
 }
-
-DEV float widened(__half value) { return __half2float(value); }
-DEV float widened(bf16 value) { return __bfloat162float(value); }
-DEV float widened(float value) { return value; }
-DEV double widened(double value) { return value; }
-
-DEV void round_to(float value, __half* out) { *out = __float2half_rn(value); }
-DEV void round_to(float value, bf16* out) { *out = __float2bfloat16_rn(value); }
-DEV void round_to(float value, float* out) { *out = value; }
-DEV void round_to(double value, double* out) { *out = value; }
 
 DEV float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
 DEV double multiply_add(double x, double y, double z) { return fma(x, y, z); }
@@ -89,21 +75,6 @@ DEV double square_of(const Chunk<T>& chunk) {
     exact += value * value;
   }
   return exact;
-}
-
-DEV double warp_sum(double value) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);
-  return value;
-}
-
-template <typename Sum>
-DEV Sum number(const Coefficient& coefficient, int matrix) {
-  const double value =
-      coefficient.data == nullptr
-          ? coefficient.otherwise
-          : dev::in_global(coefficient.data)[static_cast<int64_t>(matrix) * coefficient.step];
-  return static_cast<Sum>(value);
 }
 
 // Finishes the boxes of one tile, one after another. All threads of the block call the functions
@@ -195,10 +166,10 @@ class Epilogue {
   }
 
   DEV void read_numbers() {
-    alpha_ = number<Sum>(product_.alpha, matrix_);
-    beta_ = product_.d.data != nullptr ? number<Sum>(product_.beta, matrix_) : Sum(0);
-    gamma_ = product_.s.data != nullptr ? number<Sum>(product_.gamma, matrix_) : Sum(0);
-    weight_ = product_.s.data != nullptr ? number<Sum>(product_.weight, matrix_) : Sum(0);
+    alpha_ = value_of<Sum>(product_.alpha, matrix_);
+    beta_ = product_.d.data != nullptr ? value_of<Sum>(product_.beta, matrix_) : Sum(0);
+    gamma_ = product_.s.data != nullptr ? value_of<Sum>(product_.gamma, matrix_) : Sum(0);
+    weight_ = product_.s.data != nullptr ? value_of<Sum>(product_.weight, matrix_) : Sum(0);
   }
 
   DEV Sum* sums(int slice, int row, int col) const {
@@ -296,14 +267,14 @@ class Epilogue {
       for (int e = 0; e < kChunk; ++e) {
         Sum sum = weight_ * values[e];
         if (gamma_ != 0) sum = multiply_add(gamma_, widened(mixture.values[e]), sum);
-        round_to(sum, &mixture.values[e]);
+        mixture.values[e] = narrowed<T>(sum);
       }
       store_chunk(entry(product_.s, at), mixture, at.count, group_.aligned_s);
     }
     Chunk<T> rounded;
 #pragma unroll
     for (int e = 0; e < kChunk; ++e) {
-      round_to(e < at.count ? values[e] : Sum(0), &rounded.values[e]);
+      rounded.values[e] = narrowed<T>(e < at.count ? values[e] : Sum(0));
     }
     if (product_.c.data != nullptr) {
       store_chunk(entry(product_.c, at), rounded, at.count, group_.aligned_c);

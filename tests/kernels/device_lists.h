@@ -10,18 +10,15 @@
 #include <vector>
 
 #include "device_test.h"
-#include "launch.h"
+#include "dtype.h"
 
 namespace lists {
 
 using schattor::cuda::Dtype;
+using schattor::cuda::size_of;
 using schattor::cuda::View;
 
 constexpr Dtype kDtypes[] = {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
-
-inline int64_t bytes_of(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-}
 
 struct Format {
   int digits;    // of the significand, the hidden one included
@@ -97,11 +94,11 @@ inline double get(const Bytes& bytes, Dtype dtype, int64_t at) {
 
 inline void set(Bytes& bytes, Dtype dtype, int64_t at, double x) {
   const float single = static_cast<float>(x);
-  const uint16_t half = bytes_of(dtype) == 2 ? half_bits(x, dtype) : 0;
+  const uint16_t half = size_of(dtype) == 2 ? half_bits(x, dtype) : 0;
   const void* from = &half;
   if (dtype == Dtype::kFloat64) from = &x;
   if (dtype == Dtype::kFloat32) from = &single;
-  std::memcpy(bytes.data() + at * bytes_of(dtype), from, bytes_of(dtype));
+  std::memcpy(bytes.data() + at * size_of(dtype), from, size_of(dtype));
 }
 
 // Gaps of eight keep lines aligned to 16 bytes, gaps of three do not; kOffset begins one entry
@@ -140,7 +137,7 @@ class List {
     begin = layout == Layout::kOffset ? 1 : 0;
     const int64_t span = (rows - 1) * row_stride + (cols - 1) * col_stride + 1;
     const int64_t extent = begin + (rows * cols == 0 ? 0 : span);
-    for (int64_t i = 0; i < batch; ++i) host.emplace_back(extent * bytes_of(dtype));
+    for (int64_t i = 0; i < batch; ++i) host.emplace_back(extent * size_of(dtype));
   }
 
   // Every element, gaps included, uniform in [-size, size].
@@ -148,7 +145,7 @@ class List {
     std::mt19937_64 random(seed);
     std::uniform_real_distribution<double> uniform(-size, size);
     for (Bytes& bytes : host) {
-      const int64_t count = bytes.size() / bytes_of(dtype);
+      const int64_t count = bytes.size() / size_of(dtype);
       for (int64_t k = 0; k < count; ++k) lists::set(bytes, dtype, k, uniform(random));
     }
   }
@@ -164,7 +161,7 @@ class List {
     device.clear(), views.clear();
     for (const Bytes& bytes : host) {
       device.push_back(std::make_shared<device_test::Buffer<unsigned char>>(bytes, "list"));
-      views.push_back({device.back()->data() + begin * bytes_of(dtype), row_stride, col_stride});
+      views.push_back({device.back()->data() + begin * size_of(dtype), row_stride, col_stride});
     }
     return views.data();
   }

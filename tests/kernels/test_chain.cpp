@@ -64,7 +64,7 @@ bool serves(ChainKernel kernel, const Shape& shape, Dtype dtype, int depth, cons
   args.gram = form.gram, args.restarts = form.restarts.data();
   args.restart_count = static_cast<int>(form.restarts.size());
   // An address that is asked for its alignment alone.
-  args.wide = reinterpret_cast<const void*>((uintptr_t{1} << 20) + offset * bytes_of(dtype));
+  args.wide = reinterpret_cast<const void*>((uintptr_t{1} << 20) + offset * size_of(dtype));
   args.direction.data = const_cast<void*>(args.wide);
   return chain_kernel_serves(kernel, args, facts_here());
 }

@@ -44,7 +44,7 @@ struct Gathered {
 
 // `finite` lies by itself: the race detector knows pairs of bytes only.
 Gathered gather(const Case& c, List& grads, List& momenta, int64_t first, int64_t batch) {
-  Buffer<unsigned char> wide(batch * c.count() * lists::bytes_of(c.wide), "wide");
+  Buffer<unsigned char> wide(batch * c.count() * lists::size_of(c.wide), "wide");
   Buffer<double> norms(batch, "norms"), momentum(std::vector<double>{c.momentum_value});
 #ifdef __CUDACC__
   Buffer<uint8_t> finite(batch);
@@ -130,7 +130,7 @@ void check_matrix(const Case& c, const List& grads, const List& momenta, const G
 }
 
 bool same_matrix(const Case& c, const Gathered& x, int64_t i, const Gathered& y, int64_t j) {
-  const int64_t bytes = c.count() * lists::bytes_of(c.wide);
+  const int64_t bytes = c.count() * lists::size_of(c.wide);
   return x.norms[i] == y.norms[j] && x.finite[i] == y.finite[j] &&
          std::equal(x.wide.begin() + i * bytes, x.wide.begin() + (i + 1) * bytes,
                     y.wide.begin() + j * bytes);

@@ -7,7 +7,7 @@
 
 #include "../cpu/matrices.h"
 #include "device_test.h"
-#include "launch.h"
+#include "dtype.h"
 
 namespace wide_batches {
 
@@ -15,6 +15,8 @@ using device_test::Buffer;
 using matrices::Matrix;
 using schattor::cuda::Direction;
 using schattor::cuda::Dtype;
+using schattor::cuda::is_half;
+using schattor::cuda::size_of;
 
 constexpr Dtype kDtypes[] = {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
 
@@ -23,19 +25,12 @@ inline const char* name_of(Dtype dtype) {
   return names[static_cast<int>(dtype)];
 }
 
-inline bool is_half(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16; }
-
-inline int64_t bytes_of(Dtype dtype) {
-  if (dtype == Dtype::kFloat64) return 8;
-  return dtype == Dtype::kFloat32 ? 4 : 2;
-}
-
 inline void put(Dtype dtype, double value, unsigned char* to) {
   const float narrow = static_cast<float>(value);
   const bf16 brain = __float2bfloat16_rn(narrow);
   const __half half = __float2half_rn(narrow);
   const void* from[] = {&value, &narrow, &brain, &half};
-  std::memcpy(to, from[static_cast<int>(dtype)], bytes_of(dtype));
+  std::memcpy(to, from[static_cast<int>(dtype)], size_of(dtype));
 }
 
 inline double get(Dtype dtype, const unsigned char* from) {
@@ -60,14 +55,14 @@ inline double get(Dtype dtype, const unsigned char* from) {
 }
 
 inline std::vector<unsigned char> stored(const Matrix& values, Dtype dtype) {
-  std::vector<unsigned char> bytes(values.size() * bytes_of(dtype));
-  for (size_t i = 0; i < values.size(); ++i) put(dtype, values[i], &bytes[i * bytes_of(dtype)]);
+  std::vector<unsigned char> bytes(values.size() * size_of(dtype));
+  for (size_t i = 0; i < values.size(); ++i) put(dtype, values[i], &bytes[i * size_of(dtype)]);
   return bytes;
 }
 
 inline Matrix loaded(const std::vector<unsigned char>& bytes, Dtype dtype) {
-  Matrix values(bytes.size() / bytes_of(dtype));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = get(dtype, &bytes[i * bytes_of(dtype)]);
+  Matrix values(bytes.size() / size_of(dtype));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = get(dtype, &bytes[i * size_of(dtype)]);
   return values;
 }
 
@@ -120,7 +115,7 @@ inline Result run_batch(const Shape& shape, Dtype dtype, const Matrix& values, i
   Buffer<unsigned char> wide(stored(shifted, dtype), "wide");
   Buffer<unsigned char> direction(wide.size(), "direction");
   Buffer<double> inner(shape.batch, "inner"), square(shape.batch, "square");
-  const int64_t skipped = offset * bytes_of(dtype);
+  const int64_t skipped = offset * size_of(dtype);
   run(wide.data() + skipped, {direction.data() + skipped, inner.data(), square.data()});
   Matrix all = loaded(direction.read(), dtype);
   return {Matrix(all.begin() + offset, all.end()), inner.read(), square.read()};
