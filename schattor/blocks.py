@@ -10,6 +10,7 @@ has more than two. The keys, all optional:
 ``"rows": (64, 16, 16)``  unequal blocks of rows: grouped-query QKV
 ``"cols": 3``             the same along columns (with rows too: a grid of tiles)
 ``"interleaved": True``   equal blocks take every n-th row or column: gate and up by turns
+``"most": 1024``          no longer side: what is longer is cut at every 1024th row or column
 ``"out": 1``              outputs run along the columns, as in HuggingFace's ``Conv1D``
 ========================  ==============================================================
 """
@@ -34,6 +35,7 @@ class BlockSpec(TypedDict, total=False):
     rows: int | Sequence[int]
     cols: int | Sequence[int]
     interleaved: bool
+    most: int
     out: int
 
 
@@ -93,6 +95,9 @@ def block_views(
     for key in ("rows", "cols"):
         if key in spec:
             parts = [piece for part in parts for piece in _split(part, key, spec)]
+    if "most" in spec:
+        for dim in (-2, -1):
+            parts = [piece for part in parts for piece in torch.split(part, spec["most"], dim)]
     # Split before the batch is taken apart: a few calls, however many experts there are.
     of_parts = [_unbound(part, batch) for part in parts]
     return [view for views in zip(*of_parts, strict=True) for view in views]
@@ -200,6 +205,7 @@ _REQUIREMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rows": (_is_split, "an int >= 1 or a tuple of sizes >= 1"),
     "cols": (_is_split, "an int >= 1 or a tuple of sizes >= 1"),
     "interleaved": (lambda value: isinstance(value, bool), "a bool"),
+    "most": (lambda value: _is_int(value, 1), "an int >= 1"),
     "out": (lambda value: _is_int(value, 0) and value <= 1, "0 or 1"),
 }
 

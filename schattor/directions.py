@@ -108,6 +108,8 @@ def wide_direction(wide: Tensor, powers: Tensor, weights: Tensor | None, plan: P
         return Directions(direction, inner, square, _root(inner, powers))
     if plan.route == "squarings":
         return _squarings(wide, powers, plan)
+    if plan.route == "entries":
+        return _entries(wide, powers)
     if plan.route == "partial_svd":
         start = start_block(wide, plan.columns)
         u, s, v = ops.partial_svd(wide, plan.columns, plan.iterations, start)
@@ -129,6 +131,22 @@ def _squarings(wide: Tensor, powers: Tensor, plan: Plan) -> Directions:
     polynomial = list(plan.polynomial)
     direction, inner, square = ops.squarings_direction(wide * centre, polynomial, powers)
     return Directions(direction, inner / centre, square, _root(inner, powers) / centre)
+
+
+def _entries(wide: Tensor, powers: Tensor) -> Directions:
+    """``sign(x) (|x|/peak)^power`` of every entry; at power inf the first of the largest alone."""
+    size = wide.abs().flatten(1)
+    peak, where = size.max(1, keepdim=True)
+    ratio = size / torch.where(peak > 0, peak, torch.ones_like(peak))
+    exponents = powers.to(size.dtype)[:, None]
+    first = torch.zeros_like(ratio).scatter_(1, where, 1.0)
+    raised = torch.where(exponents.isinf(), first, ratio.pow(exponents)).view_as(wide)
+    direction = wide.sign() * raised
+    inner = ops.inner_products(wide, direction)
+    largest = peak[:, 0].to(inner.dtype)
+    ratios = inner / torch.where(largest > 0, largest, torch.ones_like(largest))
+    dual = largest * ratios.pow(1 / (1 + powers))
+    return Directions(direction, inner, ops.inner_products(direction, direction), dual)
 
 
 def _spectrum(s: Tensor, powers: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

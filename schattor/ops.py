@@ -4,7 +4,7 @@ A *wide batch* is contiguous ``[batch, rows, cols]`` with ``rows <= cols``. List
 one shape and any strides. Numbers that differ by matrix are float64 ``[batch]``; ``finite`` is a
 bool ``[batch]``. On a processor the operators are C++ (``csrc/cpu``), on a GPU CUDA
 (``csrc/kernels``) where that was built and torch has CUDA; on a device without kernels of ours they
-are :mod:`schattor.portable`, which says so once.
+are :mod:`schattor.portable` and :mod:`schattor.portable_weighted`, which say so once.
 """
 
 from __future__ import annotations
@@ -19,30 +19,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from schattor import _C, portable
+from schattor import _C, portable, portable_weighted
 
 __all__ = [
     "Direction",
+    "average_grams",
     "chain_direction",
     "gather_momentum",
+    "gather_weighted",
     "inner_products",
     "missing",
     "native",
     "partial_svd",
+    "scatter_moments",
     "scatter_update",
     "squarings_direction",
+    "weigh",
 ]
 
 torch.ops.load_library(Path(__file__).with_name("_ops_cpu.so"))
 _ops = torch.ops.schattor
 
-_OPERATORS = (
-    "chain_direction",
-    "gather_momentum",
-    "inner_products",
-    "partial_svd",
-    "scatter_update",
-    "squarings_direction",
+_OPERATORS: tuple[Callable[..., Any], ...] = (
+    portable.chain_direction,
+    portable.gather_momentum,
+    portable.inner_products,
+    portable.partial_svd,
+    portable.scatter_update,
+    portable.squarings_direction,
+    portable_weighted.average_grams,
+    portable_weighted.gather_weighted,
+    portable_weighted.scatter_moments,
+    portable_weighted.weigh,
 )
 
 
@@ -148,6 +156,80 @@ def scatter_update(
     _ops.scatter_update(params, grads, momenta, direction, scale, decay, momentum, ema, finite)
 
 
+def gather_weighted(
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    squares: list[Tensor],
+    momentum: Tensor,
+    ema: bool,
+    nesterov: bool,
+    beta: Tensor,
+    corrections: Tensor,
+    eps: Tensor,
+    root: float,
+    exponent: Tensor,
+    size: float,
+    weights: Tensor,
+    wide: Tensor,
+    norms: Tensor,
+    finite: Tensor,
+) -> None:
+    """`gather_momentum` of ``w M``; moments and ``squares`` are read.
+
+    With ``squares``, ``v = beta v + (1 - beta) g^2`` (``v + g^2`` where beta is 1) and ``weights``
+    get ``w = ((v / correction)^root + eps)^-exponent``, 0 where ``v`` is 0; ``root`` is 1 or 0.5.
+    Without, ``weights`` are read. They are float32, float64 where any list or ``wide`` is.
+    """
+    _ops.gather_weighted(
+        grads,
+        momenta,
+        squares,
+        momentum,
+        ema,
+        nesterov,
+        beta,
+        corrections,
+        eps,
+        root,
+        exponent,
+        size,
+        weights,
+        wide,
+        norms,
+        finite,
+    )
+
+
+def weigh(weights: Tensor, direction: Tensor) -> Tensor:
+    """``w <- w * direction`` in place of ``weights``; squared Frobenius norms of the result."""
+    square: Tensor = _ops.weigh(weights, direction)
+    return square
+
+
+def scatter_moments(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    squares: list[Tensor],
+    direction: Tensor,
+    scale: Tensor,
+    decay: Tensor,
+    momentum: Tensor,
+    beta: Tensor,
+    ema: bool,
+    finite: Tensor,
+) -> None:
+    """`scatter_update`, and ``v <- beta v + (1 - beta) g^2`` (``v + g^2`` at 1) where finite."""
+    _ops.scatter_moments(
+        params, grads, momenta, squares, direction, scale, decay, momentum, beta, ema, finite
+    )
+
+
+def average_grams(factors: Tensor, wide: Tensor, right: bool, decay: Tensor, share: Tensor) -> None:
+    """``F <- decay F + share X X'`` (``X' X`` if ``right``) of each matrix, exactly symmetric."""
+    _ops.average_grams(factors, wide, right, decay, share)
+
+
 def _fake_direction(wide: Tensor) -> Direction:
     numbers = wide.new_empty(wide.shape[0], dtype=torch.float64)
     return torch.empty_like(wide), numbers, torch.empty_like(numbers)
@@ -215,6 +297,55 @@ def _(
     return None
 
 
+@torch.library.register_fake("schattor::gather_weighted")
+def _(
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    squares: list[Tensor],
+    momentum: Tensor,
+    ema: bool,
+    nesterov: bool,
+    beta: Tensor,
+    corrections: Tensor,
+    eps: Tensor,
+    root: float,
+    exponent: Tensor,
+    size: float,
+    weights: Tensor,
+    wide: Tensor,
+    norms: Tensor,
+    finite: Tensor,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("schattor::weigh")
+def _(weights: Tensor, direction: Tensor) -> Tensor:
+    return weights.new_empty(weights.shape[0], dtype=torch.float64)
+
+
+@torch.library.register_fake("schattor::scatter_moments")
+def _(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    squares: list[Tensor],
+    direction: Tensor,
+    scale: Tensor,
+    decay: Tensor,
+    momentum: Tensor,
+    beta: Tensor,
+    ema: bool,
+    finite: Tensor,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("schattor::average_grams")
+def _(factors: Tensor, wide: Tensor, right: bool, decay: Tensor, share: Tensor) -> None:
+    return None
+
+
 def missing(device: torch.device) -> str:
     """Why operators on ``device`` are plain torch; empty where they are kernels of ours."""
     if device.type == "cuda":
@@ -251,5 +382,5 @@ def _announced(function: Callable[..., Any], key: str) -> Callable[..., Any]:
 # Kept for the life of the process: a library takes its registrations with it when it goes.
 _portable_library = torch.library.Library("schattor", "IMPL")
 for _key in _PORTABLE_KEYS:
-    for _name in _OPERATORS:
-        _portable_library.impl(_name, _announced(getattr(portable, _name), _key), _key)
+    for _operator in _OPERATORS:
+        _portable_library.impl(_operator.__name__, _announced(_operator, _key), _key)

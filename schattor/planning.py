@@ -11,11 +11,12 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Real
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 
-from schattor import _C, measured, ops
+from schattor import measured
+from schattor.devices import DeviceFacts, device_facts
 from schattor.theory import chains, exponents
 
 __all__ = [
@@ -32,7 +33,8 @@ __all__ = [
 ]
 
 Method = Literal["auto", "chain", "exact", "partial_svd"]
-Route = Literal["identity", "chain", "squarings", "partial_svd", "exact"]
+Norm = Literal["schatten", "entries"]
+Route = Literal["identity", "chain", "squarings", "partial_svd", "exact", "entries"]
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that matrices and chains may have."""
@@ -67,19 +69,6 @@ _PARTIAL_SHARE = 0.05
 _PARTIAL_SPARE = 8
 _PARTIAL_RANK = 32  # where power does not say: method "partial_svd"
 _PARTIAL_ITERATIONS = 24
-
-
-class DeviceFacts(NamedTuple):
-    """What planning knows of a device.
-
-    kind: torch's device type; native: whether our kernels serve it; level: the instruction set in
-    force on a processor ("baseline", "avx2", "avx512", "amx"), the compute capability of a GPU of
-    CUDA ("sm_90"), empty elsewhere.
-    """
-
-    kind: str
-    native: bool
-    level: str
 
 
 @dataclass(frozen=True)
@@ -118,24 +107,6 @@ class Plan:
         elif self.route == "partial_svd":
             details += [f"rank {self.rank}", f"{self.iterations} iterations"]
         return f"{self.route} ({'; '.join(details)}): {self.reason}"
-
-
-def device_facts(device: torch.device) -> DeviceFacts:
-    """What planning knows of `device`.
-
-    >>> device_facts(torch.device("cpu")).native
-    True
-    """
-    return DeviceFacts(device.type, ops.native(device), _level(device))
-
-
-def _level(device: torch.device) -> str:
-    if device.type == "cpu":
-        return _C.cpu_level()
-    if device.type == "cuda" and torch.version.cuda and torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"sm_{major}{minor}"
-    return ""
 
 
 def power_of(who: str, p: float | None, power: float | None) -> float:
@@ -198,6 +169,7 @@ def plan(
     steps: int | None = None,
     chain_dtype: torch.dtype | None = None,
     coefficients: str = "schattor",
+    norm: Norm = "schatten",
     who: str = "plan",
 ) -> Plan:
     """The route for matrices of `rows <= cols` and `dtype` on a device, pure and cached.
@@ -207,13 +179,20 @@ def plan(
     `chains.SQUARINGS_MAX_POWER` a polynomial of the Gram matrix (`squarings`); above, the leading
     triples (`partial_svd`; one pair at inf). method "partial_svd" keeps the 32 leading triples.
     steps, chain_dtype and coefficients set the chain; coefficients other than "schattor" are for
-    power 0. Raises ValueError or TypeError, in the name of `who`, for what does not go together.
+    power 0. norm "entries" is that of all entries as one vector, l_p, and needs no route but its
+    own (`entries`). Raises ValueError or TypeError, in the name of `who`, for what does not go
+    together.
 
     >>> print(plan(0.5, 768, 3072, torch.float32, DeviceFacts("cpu", True, "avx2")).route)
     chain
     """
     _check(who, power, dtype, method, steps, chain_dtype, coefficients)
     widest = torch.float64 if dtype == torch.float64 else torch.float32
+    if norm == "entries":
+        _check_entries(who, power, method, steps, chain_dtype, coefficients)
+        if power == 1:
+            return Plan("identity", widest, reason="power 1 (p = 2) is the matrix itself")
+        return Plan("entries", widest, reason="norm is 'entries': a power of each entry")
     if method == "exact":
         return Plan("exact", widest, reason="method is 'exact'")
     if method == "partial_svd":
@@ -274,6 +253,23 @@ def _check(
         given = ", ".join(name for name, is_given in chosen.items() if is_given)
         raise ValueError(f"{who}: method {method!r} has no chain to be set by {given}")
     _check_steps(who, steps, coefficients)
+
+
+def _check_entries(
+    who: str,
+    power: float,
+    method: str,
+    steps: int | None,
+    chain_dtype: torch.dtype | None,
+    coefficients: str,
+) -> None:
+    if power < 0:
+        raise ValueError(f"{who}: power must be >= 0 with norm 'entries', got {power}")
+    if (method, steps, chain_dtype, coefficients) != ("auto", None, None, "schattor"):
+        raise ValueError(
+            f"{who}: norm 'entries' takes no singular values: method, steps, chain_dtype and"
+            " coefficients must be left as they are"
+        )
 
 
 def _check_steps(who: str, steps: int | None, coefficients: str) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from schattor import _C, doctor, measured, ops, planning
+from schattor import _C, devices, doctor, measured, ops, planning
 
 CUDA = torch.device("cuda", 0)
 
@@ -18,7 +18,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, level: str, why_not: str = "") -> 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test")
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(ops, "_without_cuda", why_not)
-    monkeypatch.setattr(planning, "_level", lambda device: level if device == CUDA else "avx2")
+    monkeypatch.setattr(devices, "_level", lambda device: level if device == CUDA else "avx2")
     info = {**_C.build_info(), "cuda": "sm_80, sm_90a by nvcc 13.0"}
     monkeypatch.setattr(_C, "build_info", lambda: info)
     monkeypatch.setattr(_C, "cuda_chain_kernel", lambda *chain: ("tiles", 3 * 2**20))

@@ -17,8 +17,8 @@ NATIVE = [
 # A module may import its own layer and those above it in this list, which is lower layers.
 LAYERS = [
     ["schattor.theory"],
-    ["schattor._C", "schattor.portable", "schattor.ops"],
-    ["schattor.measured", "schattor.planning", "schattor.blocks"],
+    ["schattor._C", "schattor.portable", "schattor.portable_weighted", "schattor.ops"],
+    ["schattor.devices", "schattor.measured", "schattor.planning", "schattor.blocks"],
     ["schattor.directions", "schattor.functional", "schattor.routing"],
     ["schattor.optim"],
     ["schattor.integrations", "schattor.doctor"],

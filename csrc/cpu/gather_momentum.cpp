@@ -1,6 +1,7 @@
 // Lists of gradients and moments into a normalised wide batch. Where the batch holds M exactly, M
 // is written while its norm is summed and scaled in place, in cache; else M is computed twice, once
-// for its norm, so that it is rounded only once.
+// for its norm, so that it is rounded only once. Weights of second moments are computed with the
+// norm and kept: after that they are read.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -46,7 +47,10 @@ template <typename T>
 class Gather {
  public:
   explicit Gather(const GatherArgs& args)
-      : args_(args), loops_(kernels().rows.in<T>()), blend_(applied<T>(args.rule)) {}
+      : args_(args),
+        loops_(kernels().rows.in<T>()),
+        blend_(applied<T>(args.rule)),
+        average_(average_of_squares<T>(args.second.beta)) {}
 
   void run(int64_t i, const Parallel& parallel) const {
     Norm norm = measure(i, parallel);
@@ -62,13 +66,19 @@ class Gather {
  private:
   int64_t size() const { return args_.rows * args_.cols; }
   bool exact() const { return args_.wide_dtype == kDtypeOf<T>; }
+  bool weighted() const { return args_.second.weights != nullptr; }
+  bool computes_weights() const { return args_.second.squares != nullptr; }
   bool transposed(int64_t i) const { return lies_transposed(args_.grads[i], args_.rows); }
 
-  // Over the lists, and over the wide batch too where it is written.
-  Tiling tiling(int64_t i, bool writing) const {
+  bool lies_otherwise(const View* views, int64_t i) const {
+    return views != nullptr && lies_transposed(views[i], args_.rows) != transposed(i);
+  }
+
+  // Over the lists, and over batches too where they are met.
+  Tiling tiling(int64_t i, bool batches) const {
     const bool swapped = transposed(i);
-    const bool mixed = args_.momenta && lies_transposed(args_.momenta[i], args_.rows) != swapped;
-    const bool across = mixed || (writing && swapped);
+    const bool mixed = lies_otherwise(args_.momenta, i) || lies_otherwise(args_.second.squares, i);
+    const bool across = mixed || (batches && swapped);
     return swapped ? Tiling(args_.cols, args_.rows, sizeof(T), across)
                    : Tiling(args_.rows, args_.cols, sizeof(T), across);
   }
@@ -77,19 +87,45 @@ class Gather {
     return matrix(args_.wide, i, args_.rows, args_.cols, args_.wide_dtype, transposed(i));
   }
 
-  // A tile of M into `applied`.
-  void apply(int64_t i, const Tile& tile, Tiles<T>& tiles, T* applied) const {
+  Matrix weights(int64_t i) const {
+    return matrix(args_.second.weights, i, args_.rows, args_.cols, kDtypeOf<T>, transposed(i));
+  }
+
+  // A tile of M, or of w M, into `applied`; weights are computed anew, or read.
+  void apply(int64_t i, const Tile& tile, bool anew, Tiles<T>& tiles, T* applied) const {
     const int64_t count = tile.rows * tile.cols;
     const Matrix grads = matrix(args_.grads[i], args_.grad_dtype, transposed(i));
     const T* g = tiles.load(grads, tile, 0);
-    if (args_.momenta == nullptr) return loops_.scale({1, 1}, g, count, applied);
-    const Matrix momenta = matrix(args_.momenta[i], args_.momentum_dtype, transposed(i));
-    loops_.blend(blend_, tiles.load(momenta, tile, 1), g, count, applied);
+    if (args_.momenta == nullptr) {
+      loops_.scale({1, 1}, g, count, applied);
+    } else {
+      const Matrix momenta = matrix(args_.momenta[i], args_.momentum_dtype, transposed(i));
+      loops_.blend(blend_, tiles.load(momenta, tile, 1), g, count, applied);
+    }
+    if (!weighted()) return;
+    if (anew) return weigh(i, tile, g, tiles, applied);
+    loops_.multiply(tiles.load(weights(i), tile, 3), applied, count, applied);
+  }
+
+  // applied <- w applied, and w into its batch.
+  void weigh(int64_t i, const Tile& tile, const T* g, Tiles<T>& tiles, T* applied) const {
+    const int64_t count = tile.rows * tile.cols;
+    const SecondMoments& second = args_.second;
+    const Weighting<T> weighting{static_cast<T>(1 / second.corrections[i]),
+                                 static_cast<T>(second.eps[i]), second.exponent,
+                                 second.square_root};
+    const Matrix squares = matrix(second.squares[i], second.dtype, transposed(i));
+    T* v = tiles.buffer(2);
+    loops_.average_squares(average_, tiles.load(squares, tile, 2), g, count, v);
+    T* w = tiles.place(weights(i), tile, 3);
+    loops_.weights(weighting, v, count, w);
+    loops_.weigh(w, v, applied, count, applied);
+    tiles.store(weights(i), tile, w);
   }
 
   // sum (shift M)^2; writes M where the wide batch holds it exactly.
   double sum_squares(int64_t i, double shift, const Parallel& parallel) const {
-    const Tiling grid = tiling(i, exact());
+    const Tiling grid = tiling(i, exact() || weighted());
     std::vector<double> sums(block_count(size()));
     parallel.run(sums.size(), [&](int64_t begin, int64_t end) {
       Tiles<T> tiles(loops_);
@@ -97,8 +133,9 @@ class Gather {
         for (int64_t t = grid.block_begin(block); t < grid.block_begin(block + 1); ++t) {
           const Tile tile = grid[t];
           if (exact()) tiles.prefetch_across(wide(i), grid[t + 1]);
+          if (weighted()) tiles.prefetch_across(weights(i), grid[t + 1]);
           T* applied = tiles.place(wide(i), tile, 1);
-          apply(i, tile, tiles, applied);
+          apply(i, tile, computes_weights(), tiles, applied);
           sums[block] += loops_.squares(shift, applied, tile.rows * tile.cols);
           if (exact()) tiles.store(wide(i), tile, applied);
         }
@@ -132,8 +169,9 @@ class Gather {
       for (int64_t t = grid.block_begin(begin); t < grid.block_begin(end); ++t) {
         const Tile tile = grid[t];
         tiles.prefetch_across(wide(i), grid[t + 1]);
+        if (weighted()) tiles.prefetch_across(weights(i), grid[t + 1]);
         T* applied = tiles.buffer(1);
-        apply(i, tile, tiles, applied);
+        apply(i, tile, false, tiles, applied);
         loops_.scale(scaling, applied, tile.rows * tile.cols, applied);
         tiles.store(wide(i), tile, applied);
       }
@@ -147,7 +185,7 @@ class Gather {
 
   const GatherArgs& args_;
   const RowLoops<T>& loops_;
-  const Blend<T> blend_;
+  const Blend<T> blend_, average_;
 };
 
 // The share of the threads' time that equal units keep busy.
@@ -176,7 +214,8 @@ void gather(const GatherArgs& args, const Parallel& parallel) {
 
 void gather_momentum(const GatherArgs& args, const Parallel& parallel) {
   const bool in_double = args.grad_dtype == Dtype::kFloat64 || args.wide_dtype == Dtype::kFloat64 ||
-                         (args.momenta != nullptr && args.momentum_dtype == Dtype::kFloat64);
+                         (args.momenta != nullptr && args.momentum_dtype == Dtype::kFloat64) ||
+                         (args.second.squares != nullptr && args.second.dtype == Dtype::kFloat64);
   return in_double ? gather<double>(args, parallel) : gather<float>(args, parallel);
 }
 

@@ -40,8 +40,24 @@ struct MomentumRule {
   bool nesterov = false;
 };
 
-// wide = size M / |M|_F and norms = |M|_F / size with the M of the rule above, so M = norms wide.
-// Moments are read, not written.
+// Elementwise weights w = ((v / correction)^root + eps)^-exponent of second moments
+// v = beta v + (1 - beta) g^2 (v + g^2 where beta is 1); 0 where v is 0. The moments themselves are
+// read, not written.
+struct SecondMoments {
+  const View* squares;  // (batch), or null: the weights are read instead
+  Dtype dtype;          // of squares
+  double beta;
+  const double* corrections;  // (batch)
+  const double* eps;          // (batch)
+  bool square_root;           // root is 0.5, else 1
+  double exponent;
+  // (batch, rows, cols), or null: no weights. In double where the gradients, a moment or the wide
+  // batch are float64, else in float.
+  void* weights;
+};
+
+// wide = size M / |M|_F and norms = |M|_F / size with the M of the rule above, so M = norms wide;
+// with weights, w M in place of M. Moments are read, not written.
 struct GatherArgs {
   int64_t batch, rows, cols;
   const View* grads;    // (batch)
@@ -51,11 +67,13 @@ struct GatherArgs {
   double size;      // a power of two that keeps float16 entries from being subnormal
   void* wide;       // (batch, rows, cols); zero where M is zero or not finite
   double* norms;    // (batch) zero where M is zero or not finite
-  uint8_t* finite;  // (batch) 1 where every entry of M is finite, else 0
+  uint8_t* finite;  // (batch) 1 where every entry of M (and of w M and v) is finite, else 0
+  SecondMoments second{};
 };
 void gather_momentum(const GatherArgs& args, const Parallel& parallel);
 
-// w <- decay w - scale direction and m <- rule(m, g), where finite; elsewhere both stay.
+// w <- decay w - scale direction, m <- rule(m, g) and v <- beta v + (1 - beta) g^2 (v + g^2 where
+// beta is 1), where finite; elsewhere all stay.
 struct ScatterArgs {
   int64_t batch, rows, cols;
   const View* params;     // (batch)
@@ -66,9 +84,36 @@ struct ScatterArgs {
   MomentumRule rule;
   const double* scale;  // (batch)
   double decay;
-  const uint8_t* finite;  // (batch)
+  const uint8_t* finite;          // (batch)
+  const View* squares = nullptr;  // (batch), or null: no second moments
+  Dtype square_dtype = Dtype::kFloat32;
+  double beta = 0;
 };
 void scatter_update(const ScatterArgs& args, const Parallel& parallel);
+
+// weights <- weights direction, elementwise in the dtype of the weights, and square = |weights|_F^2
+// of the result.
+struct WeighArgs {
+  int64_t batch, size;
+  Dtype weights_dtype, direction_dtype;  // weights: kFloat32 or kFloat64
+  void* weights;                         // (batch, size)
+  const void* direction;                 // (batch, size)
+  double* square;                        // (batch)
+};
+void weigh(const WeighArgs& args, const Parallel& parallel);
+
+// factors <- decay factors + share X X', or share X'X on the right. They come and stay exactly
+// symmetric: of most only the upper triangle is read.
+struct AverageGramsArgs {
+  int64_t batch, rows, cols;
+  bool right;
+  Dtype dtype;          // kFloat32 or kFloat64, of both
+  void* factors;        // (batch, rows, rows), right: (batch, cols, cols)
+  const void* wide;     // (batch, rows, cols)
+  const double* decay;  // (batch)
+  const double* share;  // (batch)
+};
+void average_grams(const AverageGramsArgs& args, const Parallel& parallel);
 
 // What a direction comes with: its inner product with the input, and its squared norm.
 struct Direction {

@@ -20,6 +20,20 @@ struct Blend {
   T a, b;
 };
 
+// beta v + (1 - beta) g^2 as a blend of v and g^2: a sum, v + g^2, where beta is 1.
+template <typename T>
+Blend<T> average_of_squares(double beta) {
+  return {static_cast<T>(beta), static_cast<T>(beta == 1 ? 1 : 1 - beta)};
+}
+
+// v -> ((v / correction)^root + eps)^-exponent, root 0.5 where square_root is set, else 1.
+template <typename T>
+struct Weighting {
+  T inverse_correction, eps;
+  double exponent;
+  bool square_root;
+};
+
 // x -> (x shift) factor, shift a power of two: together they divide by any norm, also by one whose
 // reciprocal the compute type cannot hold.
 template <typename T>
@@ -27,8 +41,8 @@ struct Scaling {
   T shift, factor;
 };
 
-// Loops in the compute type T. Arrays of one call do not overlap, except that blend and scale may
-// write in place of an argument.
+// Loops in the compute type T. Arrays of one call do not overlap, except that `to` may be another
+// argument, but of load, store and transpose.
 template <typename T>
 struct RowLoops {
   // to[i] = from[i * stride].
@@ -42,6 +56,14 @@ struct RowLoops {
   void (*blend)(Blend<T> blend, const T* x, const T* y, int64_t count, T* to);
   // to = shift factor x.
   void (*scale)(Scaling<T> scaling, const T* x, int64_t count, T* to);
+  // to = x y.
+  void (*multiply)(const T* x, const T* y, int64_t count, T* to);
+  // to = a v + b g^2.
+  void (*average_squares)(Blend<T> blend, const T* v, const T* g, int64_t count, T* to);
+  // to = the weighting of v, and 0 where v is not positive.
+  void (*weights)(Weighting<T> weighting, const T* v, int64_t count, T* to);
+  // to = w x, and NaN where v is not finite.
+  void (*weigh)(const T* w, const T* v, const T* x, int64_t count, T* to);
   // sum (shift x)^2 in double, in an order given by count. Squares of floats neither over- nor
   // underflow there, so the sum is finite exactly where every x is.
   double (*squares)(double shift, const T* x, int64_t count);

@@ -1,4 +1,5 @@
-// Directions back into lists of weights, and gradients into lists of moments.
+// Directions back into lists of weights, and gradients into lists of first and second
+// moments.
 #include "levels.h"
 #include "tiles.h"
 
@@ -13,7 +14,16 @@ class Scatter {
   void run(int64_t i, int64_t block) const {
     Tiles<T> tiles(loops_);
     if (args_.decay != 1 || args_.scale[i] != 0) step(i, block, tiles);
-    if (args_.momenta != nullptr) accumulate(i, block, tiles);
+    const MomentumRule& rule = args_.rule;
+    if (args_.momenta != nullptr) {
+      const Blend<T> blend{static_cast<T>(rule.momentum),
+                           static_cast<T>(rule.ema ? 1 - rule.momentum : 1)};
+      accumulate(i, block, args_.momenta[i], args_.momentum_dtype, blend, loops_.blend, tiles);
+    }
+    if (args_.squares != nullptr) {
+      accumulate(i, block, args_.squares[i], args_.square_dtype, average_of_squares<T>(args_.beta),
+                 loops_.average_squares, tiles);
+    }
   }
 
  private:
@@ -40,22 +50,21 @@ class Scatter {
     }
   }
 
-  // m <- momentum m + c g
-  void accumulate(int64_t i, int64_t block, Tiles<T>& tiles) const {
-    const bool transposed = lies_transposed(args_.momenta[i], args_.rows);
-    const Matrix momenta = matrix(args_.momenta[i], args_.momentum_dtype, transposed);
+  // moment <- loop(blend, moment, g)
+  template <typename Loop>
+  void accumulate(int64_t i, int64_t block, const View& moment, Dtype dtype, Blend<T> blend,
+                  Loop loop, Tiles<T>& tiles) const {
+    const bool transposed = lies_transposed(moment, args_.rows);
+    const Matrix moments = matrix(moment, dtype, transposed);
     const Matrix grads = matrix(args_.grads[i], args_.grad_dtype, transposed);
-    const double momentum = args_.rule.momentum;
-    const Blend<T> blend{static_cast<T>(momentum),
-                         static_cast<T>(args_.rule.ema ? 1 - momentum : 1)};
     const bool across = transposed != lies_transposed(args_.grads[i], args_.rows);
     const Tiling grid = tiling(transposed, across);
     for (int64_t t = grid.block_begin(block); t < grid.block_begin(block + 1); ++t) {
       const Tile tile = grid[t];
       const T* g = tiles.load(grads, tile, 0);
-      T* m = tiles.load(momenta, tile, 1);
-      loops_.blend(blend, m, g, tile.rows * tile.cols, m);
-      tiles.store(momenta, tile, m);
+      T* m = tiles.load(moments, tile, 1);
+      loop(blend, m, g, tile.rows * tile.cols, m);
+      tiles.store(moments, tile, m);
     }
   }
 
@@ -79,8 +88,9 @@ void scatter(const ScatterArgs& args, const Parallel& parallel) {
 void scatter_update(const ScatterArgs& args, const Parallel& parallel) {
   const bool in_double =
       args.param_dtype == Dtype::kFloat64 || args.direction_dtype == Dtype::kFloat64 ||
-      (args.momenta != nullptr &&
-       (args.grad_dtype == Dtype::kFloat64 || args.momentum_dtype == Dtype::kFloat64));
+      (args.momenta != nullptr && args.momentum_dtype == Dtype::kFloat64) ||
+      (args.squares != nullptr && args.square_dtype == Dtype::kFloat64) ||
+      ((args.momenta != nullptr || args.squares != nullptr) && args.grad_dtype == Dtype::kFloat64);
   return in_double ? scatter<double>(args, parallel) : scatter<float>(args, parallel);
 }
 

@@ -183,7 +183,7 @@ class Tiles {
 
   const RowLoops<T>& loops_;
   static constexpr int64_t kSize = Tiling::kTileBytes / sizeof(T);
-  alignas(64) T buffers_[2][kSize];
+  alignas(64) T buffers_[4][kSize];
   alignas(64) T spare_[kSize];
 };
 

@@ -38,6 +38,20 @@ class Checks {
             torch::headeronly::toString(type));
   }
 
+  // A dtype that is computed in.
+  void precise(const char* name, const Tensor& t) const {
+    const ScalarType type = t.scalar_type();
+    require(type == ScalarType::Double || type == ScalarType::Float, name,
+            " must be float64 or float32, got ", torch::headeronly::toString(type));
+  }
+
+  void same_dtype(const char* name, const Tensor& t, const char* like_name,
+                  const Tensor& like) const {
+    require(t.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name,
+            ", ", torch::headeronly::toString(like.scalar_type()), ", got ",
+            torch::headeronly::toString(t.scalar_type()));
+  }
+
   // One device for all tensors of a call: that of `like`.
   void device(const char* name, const Tensor& t, const char* like_name, const Tensor& like) const {
     const torch::stable::Device got = t.device(), wanted = like.device();

@@ -22,8 +22,11 @@ struct Cpu {
   using Dtype = cpu::Dtype;
   using View = cpu::View;
   using Direction = cpu::Direction;
+  using SecondMoments = cpu::SecondMoments;
   using GatherArgs = cpu::GatherArgs;
   using ScatterArgs = cpu::ScatterArgs;
+  using WeighArgs = cpu::WeighArgs;
+  using AverageGramsArgs = cpu::AverageGramsArgs;
   using InnerArgs = cpu::InnerArgs;
   using ChainArgs = cpu::ChainArgs;
   using SquaringsArgs = cpu::SquaringsArgs;
@@ -37,6 +40,10 @@ struct Cpu {
   }
   static void run(const ScatterArgs& args, const Tensor&) {
     cpu::scatter_update(args, torch_threads());
+  }
+  static void run(const WeighArgs& args, const Tensor&) { cpu::weigh(args, torch_threads()); }
+  static void run(const AverageGramsArgs& args, const Tensor&) {
+    cpu::average_grams(args, torch_threads());
   }
   static void run(const InnerArgs& args, const Tensor&) {
     cpu::inner_products(args, torch_threads());

@@ -12,47 +12,115 @@
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "checks.h"
 
 namespace schattor::ops {
 
 template <typename Key>
-class Operators {
+class Operators : Arguments<Key> {
  public:
   static void gather_momentum(std::vector<Tensor> grads, std::vector<Tensor> momenta,
                               Tensor momentum, bool ema, bool nesterov, double size, Tensor wide,
                               Tensor norms, Tensor finite) {
     const Checks check("gather_momentum");
-    check.wide_batch("wide", wide);
+    const Gathering gathering{grads, momenta, momentum, ema, nesterov, size, wide, norms, finite};
+    gathering.check(check);
+    if (wide.size(0) > 0) gathering.run({});
+  }
+
+  static void gather_weighted(std::vector<Tensor> grads, std::vector<Tensor> momenta,
+                              std::vector<Tensor> squares, Tensor momentum, bool ema, bool nesterov,
+                              Tensor beta, Tensor corrections, Tensor eps, double root,
+                              Tensor exponent, double size, Tensor weights, Tensor wide,
+                              Tensor norms, Tensor finite) {
+    const Checks check("gather_weighted");
+    const Gathering gathering{grads, momenta, momentum, ema, nesterov, size, wide, norms, finite};
+    gathering.check(check);
     const int64_t batch = wide.size(0), rows = wide.size(1), cols = wide.size(2);
-    check.views("grads", grads, batch, rows, cols);
-    if (!momenta.empty()) check.views("momenta", momenta, batch, rows, cols);
-    check.numbers("momentum", momentum, {});
-    int exponent;
-    check.require(std::isfinite(size) && size > 0 && std::frexp(size, &exponent) == 0.5,
-                  "size must be a power of two, got ", size);
-    check.numbers("norms", norms, {batch});
-    check.flags("finite", finite, batch);
-    check.devices("grads", grads, "wide", wide);
-    check.devices("momenta", momenta, "wide", wide);
-    check.device("momentum", momentum, "wide", wide);
-    check.device("norms", norms, "wide", wide);
-    check.device("finite", finite, "wide", wide);
+    if (!squares.empty()) check.views("squares", squares, batch, rows, cols);
+    check.numbers("beta", beta, {});
+    check.numbers("corrections", corrections, {batch});
+    check.numbers("eps", eps, {batch});
+    check.require(root == 1 || root == 0.5, "root must be 1 or 0.5, got ", root);
+    check.numbers("exponent", exponent, {});
+    check.shape("weights", weights, {batch, rows, cols});
+    check.contiguous("weights", weights);
+    const bool in_double = is_double(grads) || is_double(momenta) || is_double(squares) ||
+                           wide.scalar_type() == ScalarType::Double;
+    check.require(weights.scalar_type() == (in_double ? ScalarType::Double : ScalarType::Float),
+                  "weights must be float64 where grads, momenta, squares or wide are, and float32 "
+                  "elsewhere; got ",
+                  torch::headeronly::toString(weights.scalar_type()), " where they must be ",
+                  in_double ? "float64" : "float32");
+    check.devices("squares", squares, "wide", wide);
+    check.device("beta", beta, "wide", wide);
+    check.device("corrections", corrections, "wide", wide);
+    check.device("eps", eps, "wide", wide);
+    check.device("exponent", exponent, "wide", wide);
+    check.device("weights", weights, "wide", wide);
     if (batch == 0) return;
 
-    const Views grad_views = views_of(grads), momentum_views = views_of(momenta);
-    typename Key::GatherArgs args{};
+    const Views square_views = views_of(squares);
+    typename Key::SecondMoments second{};
+    second.squares = squares.empty() ? nullptr : square_views.data();
+    second.dtype = squares.empty() ? dtype_of(weights) : dtype_of(squares[0]);
+    second.beta = Key::number(beta);
+    second.corrections = numbers_of(corrections);
+    second.eps = numbers_of(eps);
+    second.square_root = root == 0.5;
+    second.exponent = Key::number(exponent);
+    second.weights = weights.data_ptr();
+    gathering.run(second);
+  }
+
+  static Tensor weigh(Tensor weights, Tensor direction) {
+    const Checks check("weigh");
+    check.precise("weights", weights);
+    check.require(weights.dim() == 3, "weights must have shape (batch, rows, cols), got ",
+                  weights.dim(), " dimensions");
+    check.contiguous("weights", weights);
+    check.floating("direction", direction);
+    check.shape("direction", direction, {weights.size(0), weights.size(1), weights.size(2)});
+    check.contiguous("direction", direction);
+    check.device("direction", direction, "weights", weights);
+
+    const Tensor square = new_numbers(weights, weights.size(0));
+    if (weights.size(0) == 0) return square;
+    typename Key::WeighArgs args{};
+    args.batch = weights.size(0), args.size = weights.size(1) * weights.size(2);
+    args.weights_dtype = dtype_of(weights), args.direction_dtype = dtype_of(direction);
+    args.weights = weights.data_ptr();
+    args.direction = direction.data_ptr();
+    args.square = static_cast<double*>(square.data_ptr());
+    Key::run(args, weights);
+    return square;
+  }
+
+  static void average_grams(Tensor factors, Tensor wide, bool right, Tensor decay, Tensor share) {
+    const Checks check("average_grams");
+    check.wide_batch("wide", wide);
+    check.precise("wide", wide);
+    const int64_t batch = wide.size(0), rows = wide.size(1), cols = wide.size(2);
+    const int64_t side = right ? cols : rows;
+    check.shape("factors", factors, {batch, side, side});
+    check.same_dtype("factors", factors, "wide", wide);
+    check.contiguous("factors", factors);
+    check.numbers("decay", decay, {batch});
+    check.numbers("share", share, {batch});
+    check.device("factors", factors, "wide", wide);
+    check.device("decay", decay, "wide", wide);
+    check.device("share", share, "wide", wide);
+    if (batch == 0) return;
+
+    typename Key::AverageGramsArgs args{};
     args.batch = batch, args.rows = rows, args.cols = cols;
-    args.grads = grad_views.data();
-    args.momenta = momenta.empty() ? nullptr : momentum_views.data();
-    args.grad_dtype = dtype_of(grads[0]);
-    args.momentum_dtype = momenta.empty() ? args.grad_dtype : dtype_of(momenta[0]);
-    args.wide_dtype = dtype_of(wide);
-    args.rule = {Key::number(momentum), ema, nesterov};
-    args.size = size;
+    args.right = right;
+    args.dtype = dtype_of(wide);
+    args.factors = factors.data_ptr();
     args.wide = wide.data_ptr();
-    args.norms = static_cast<double*>(norms.data_ptr());
-    args.finite = static_cast<uint8_t*>(finite.data_ptr());
+    args.decay = numbers_of(decay);
+    args.share = numbers_of(share);
     Key::run(args, wide);
   }
 
@@ -123,15 +191,11 @@ class Operators {
     const Checks check("partial_svd");
     check.wide_batch("wide", wide);
     const int64_t batch = wide.size(0), rows = wide.size(1), cols = wide.size(2);
-    const ScalarType type = wide.scalar_type();
-    check.require(type == ScalarType::Double || type == ScalarType::Float,
-                  "wide must be float64 or float32, got ", torch::headeronly::toString(type));
+    check.precise("wide", wide);
     check.require(rank >= 1 && rank <= rows, "rank must be in 1 .. ", rows, ", got ", rank);
     check.require(iterations >= 1, "iterations must be at least 1, got ", iterations);
     check.shape("start", start, {batch, cols, rank});
-    check.require(start.scalar_type() == type, "start must have the dtype of wide, ",
-                  torch::headeronly::toString(type), ", got ",
-                  torch::headeronly::toString(start.scalar_type()));
+    check.same_dtype("start", start, "wide", wide);
     check.contiguous("start", start);
     check.device("start", start, "wide", wide);
 
@@ -175,41 +239,28 @@ class Operators {
                              std::vector<Tensor> momenta, Tensor direction, Tensor scale,
                              Tensor decay, Tensor momentum, bool ema, Tensor finite) {
     const Checks check("scatter_update");
-    check.wide_batch("direction", direction);
-    const int64_t batch = direction.size(0), rows = direction.size(1), cols = direction.size(2);
-    check.views("params", params, batch, rows, cols);
-    check.views("grads", grads, batch, rows, cols);
-    if (!momenta.empty()) check.views("momenta", momenta, batch, rows, cols);
-    check.numbers("scale", scale, {batch});
-    check.numbers("decay", decay, {});
-    check.numbers("momentum", momentum, {});
-    check.flags("finite", finite, batch);
-    check.devices("params", params, "direction", direction);
-    check.devices("grads", grads, "direction", direction);
-    check.devices("momenta", momenta, "direction", direction);
-    check.device("scale", scale, "direction", direction);
-    check.device("decay", decay, "direction", direction);
-    check.device("momentum", momentum, "direction", direction);
-    check.device("finite", finite, "direction", direction);
-    if (batch == 0) return;
+    const Scattering scattering{params, grads,    momenta, direction, scale,
+                                decay,  momentum, ema,     finite};
+    scattering.check(check);
+    if (direction.size(0) > 0) scattering.run({}, nullptr);
+  }
 
-    const Views param_views = views_of(params), grad_views = views_of(grads),
-                momentum_views = views_of(momenta);
-    typename Key::ScatterArgs args{};
-    args.batch = batch, args.rows = rows, args.cols = cols;
-    args.params = param_views.data();
-    args.grads = grad_views.data();
-    args.momenta = momenta.empty() ? nullptr : momentum_views.data();
-    args.direction = direction.data_ptr();
-    args.param_dtype = dtype_of(params[0]);
-    args.grad_dtype = dtype_of(grads[0]);
-    args.momentum_dtype = momenta.empty() ? args.grad_dtype : dtype_of(momenta[0]);
-    args.direction_dtype = dtype_of(direction);
-    args.rule = {Key::number(momentum), ema, false};
-    args.scale = numbers_of(scale);
-    args.decay = Key::number(decay);
-    args.finite = static_cast<const uint8_t*>(finite.data_ptr());
-    Key::run(args, direction);
+  static void scatter_moments(std::vector<Tensor> params, std::vector<Tensor> grads,
+                              std::vector<Tensor> momenta, std::vector<Tensor> squares,
+                              Tensor direction, Tensor scale, Tensor decay, Tensor momentum,
+                              Tensor beta, bool ema, Tensor finite) {
+    const Checks check("scatter_moments");
+    const Scattering scattering{params, grads,    momenta, direction, scale,
+                                decay,  momentum, ema,     finite};
+    scattering.check(check);
+    const int64_t batch = direction.size(0);
+    if (!squares.empty()) {
+      check.views("squares", squares, batch, direction.size(1), direction.size(2));
+    }
+    check.numbers("beta", beta, {});
+    check.devices("squares", squares, "direction", direction);
+    check.device("beta", beta, "direction", direction);
+    if (batch > 0) scattering.run(squares, &beta);
   }
 
   // Every operator of schemas.cpp, for the dispatch key of `library`.
@@ -221,35 +272,18 @@ class Operators {
     library.impl("partial_svd", TORCH_BOX(&Operators::partial_svd));
     library.impl("inner_products", TORCH_BOX(&Operators::inner_products));
     library.impl("scatter_update", TORCH_BOX(&Operators::scatter_update));
+    library.impl("gather_weighted", TORCH_BOX(&Operators::gather_weighted));
+    library.impl("weigh", TORCH_BOX(&Operators::weigh));
+    library.impl("scatter_moments", TORCH_BOX(&Operators::scatter_moments));
+    library.impl("average_grams", TORCH_BOX(&Operators::average_grams));
   }
 
  private:
-  using Dtype = typename Key::Dtype;
-  using Views = std::vector<typename Key::View>;
-
-  static Dtype dtype_of(const Tensor& t) {
-    switch (t.scalar_type()) {
-      case ScalarType::Double:
-        return Dtype::kFloat64;
-      case ScalarType::BFloat16:
-        return Dtype::kBFloat16;
-      case ScalarType::Half:
-        return Dtype::kFloat16;
-      default:
-        return Dtype::kFloat32;  // Checks::floating has refused the rest
-    }
-  }
-
-  static Views views_of(const std::vector<Tensor>& list) {
-    Views views;
-    views.reserve(list.size());
-    for (const Tensor& t : list) views.push_back({t.data_ptr(), t.stride(0), t.stride(1)});
-    return views;
-  }
-
-  static const double* numbers_of(const Tensor& t) {
-    return static_cast<const double*>(t.data_ptr());
-  }
+  using Arguments = ops::Arguments<Key>;
+  using Gathering = typename Arguments::Gathering;
+  using Scattering = typename Arguments::Scattering;
+  using Views = typename Arguments::Views;
+  using Arguments::dtype_of, Arguments::is_double, Arguments::numbers_of, Arguments::views_of;
 
   static Tensor new_numbers(const Tensor& like, int64_t count) {
     return torch::stable::new_empty(like, {count}, ScalarType::Double);

@@ -2,8 +2,9 @@
 // and by schattor/portable.py for devices that neither serves.
 //
 // Lists hold 2-D views of one shape (rows, cols) and any strides. A wide batch is contiguous
-// (batch, rows, cols), rows <= cols. Numbers that differ by matrix, or that a captured graph must
-// follow, are float64 tensors on the device of the batch.
+// (batch, rows, cols), rows <= cols; weights are of its shape, in the compute type: float64 where
+// anything that they are computed from is, else float32. Numbers that differ by matrix, or that a
+// captured graph must follow, are float64 tensors on the device of the batch.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(schattor, library) {
@@ -23,4 +24,17 @@ STABLE_TORCH_LIBRARY(schattor, library) {
   library.def(
       "scatter_update(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor direction,"
       " Tensor scale, Tensor decay, Tensor momentum, bool ema, Tensor finite) -> ()");
+  library.def(
+      "gather_weighted(Tensor[] grads, Tensor[] momenta, Tensor[] squares, Tensor momentum,"
+      " bool ema, bool nesterov, Tensor beta, Tensor corrections, Tensor eps, float root,"
+      " Tensor exponent, float size, Tensor(a!) weights, Tensor(b!) wide, Tensor(c!) norms,"
+      " Tensor(d!) finite) -> ()");
+  library.def("weigh(Tensor(a!) weights, Tensor direction) -> Tensor");
+  library.def(
+      "scatter_moments(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta,"
+      " Tensor(c!)[] squares, Tensor direction, Tensor scale, Tensor decay, Tensor momentum,"
+      " Tensor beta, bool ema, Tensor finite) -> ()");
+  library.def(
+      "average_grams(Tensor(a!) factors, Tensor wide, bool right, Tensor decay, Tensor share)"
+      " -> ()");
 }

@@ -1,7 +1,27 @@
 """Optimizers: `Schattor`, presets with the names people know, and schedules of p."""
 
+from schattor.optim.muadam import MuAdam, MuAdamSania
 from schattor.optim.presets import SGD, AdamW, Muon
+from schattor.optim.registry import available, create
 from schattor.optim.schattor import Schattor
 from schattor.optim.schedules import ParameterFree, PRamp, PScheduler
+from schattor.optim.shampoo import SOAP, KLShampoo, Shampoo
+from schattor.optim.splus import SPlus
 
-__all__ = ["SGD", "AdamW", "Muon", "PRamp", "PScheduler", "ParameterFree", "Schattor"]
+__all__ = [
+    "SGD",
+    "SOAP",
+    "AdamW",
+    "KLShampoo",
+    "MuAdam",
+    "MuAdamSania",
+    "Muon",
+    "PRamp",
+    "PScheduler",
+    "ParameterFree",
+    "SPlus",
+    "Schattor",
+    "Shampoo",
+    "available",
+    "create",
+]

@@ -13,14 +13,22 @@ from torch import Tensor
 
 from schattor import planning
 from schattor.blocks import BlockSpec, block_views, fans
+from schattor.optim._graft import Graft
+from schattor.optim._preconditioned import (
+    Entries,
+    Preconditioned,
+    preconditioner_of,
+    work_dtype,
+)
 from schattor.optim._settings import (
     Group,
     outer_exponent,
+    pin_ratio,
     planning_settings,
     power_of,
     scale_of,
 )
-from schattor.optim._sizes import shape_factors
+from schattor.optim._sizes import GRAFTS, shape_factors
 from schattor.planning import Plan
 from schattor.portable import scalar_dtype
 
@@ -93,7 +101,7 @@ class Bucket:
     values change, never read.
     """
 
-    def __init__(self, who: str, key: BucketKey) -> None:
+    def __init__(self, who: str, key: BucketKey, group: Group) -> None:
         """An empty bucket; ``add`` its blocks, then let it ``follow`` its group at every step."""
         self.key = key
         self.names: list[str] = []
@@ -109,11 +117,17 @@ class Bucket:
         self.lr, self.decay, self.momentum = numbers.unbind()
         self.powers = self.block_weights = self.lengths = numbers[:0]
         self.chain_weights: Tensor | None = None
+        spec = preconditioner_of(group)
+        self.inside = None if spec is None else Preconditioned(spec, key.device)
+        self.graft = Graft(scale_of(group)) if scale_of(group) in GRAFTS else None
+        self.taken = self.powers
+        self._entries: Entries = []
         self._who = who
         self._plan: Plan | None = None
         self._fans: list[tuple[int, int]] = []
         self._weights: list[float] = []
         self._followed: tuple[Any, ...] = ()
+        self._width = math.nan
         self._rates: tuple[float, ...] = ()
 
     @property
@@ -129,9 +143,14 @@ class Bucket:
         momentum: Tensor | None,
         spec: BlockSpec | None,
         weight: float,
+        entry: tuple[dict[str, Any], str],
     ) -> Place:
-        """Take in one block: views of its parameter and of its momentum, as the layer has them."""
+        """Take in one block: views of its parameter and of its momentum, as the layer has them.
+
+        ``entry`` is its parameter's state, and what the block's own keys there end in.
+        """
         tall = param.shape[0] > param.shape[1]
+        self._entries.append(entry)
         self.names.append(name)
         self.params.append(param.t() if tall else param)
         self.grads.append(param)
@@ -141,6 +160,19 @@ class Bucket:
         self._weights.append(weight)
         return Place(self, len(self.params) - 1, tall)
 
+    def join(self) -> None:
+        """All blocks are in: count their steps, and lay their statistics side by side."""
+        taken = [float(entry["step"]) for entry, _ in self._entries]
+        self.taken = torch.tensor(taken, dtype=self.lr.dtype, device=self.key.device)
+        if self.inside is not None:
+            self.inside.join(self._entries, self.taken)
+
+    def advance(self) -> None:
+        """One step was taken."""
+        self.taken.add_(1)
+        if self.inside is not None:
+            self.inside.advance()
+
     def follow(self, group: Group) -> bool:
         """Take the group's values of this step; whether its power changed."""
         given = (group["p"], group["power"])
@@ -148,7 +180,9 @@ class Bucket:
         if changed:
             self._set_power(group, power_of(self._who, group))
             self._followed = given
-        lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+        if self.inside is not None:
+            self.inside.follow(group, self.power)
+        lr, momentum, weight_decay = self._rates_of(group)
         if isinstance(lr, Tensor):
             self.lr.copy_(lr.reshape(()))
             self.decay.copy_(1 - self.lr * weight_decay)
@@ -163,16 +197,21 @@ class Bucket:
 
     def follows(self, group: Group) -> bool:
         """Whether the device holds the group's values already; a tensor's are never known."""
-        rates = (group["lr"], group["momentum"], group["weight_decay"])
         return (group["p"], group["power"]) == self._followed and (
-            isinstance(group["lr"], Tensor) or rates == self._rates
+            isinstance(group["lr"], Tensor) or self._rates_of(group) == self._rates
         )
+
+    def _rates_of(self, group: Group) -> tuple[Any, float, float]:
+        """Learning rate, momentum, and decay, which is by the radius under the scale "width"."""
+        decay = group["weight_decay"] * (self._width if self.scale == "width" else 1.0)
+        return group["lr"], group["momentum"], decay
 
     def _set_power(self, group: Group, power: float) -> None:
         outer = outer_exponent(self._who, group, power)
         old, self._plan = self._plan, self._planned(group, power)
         self.power, self.outer, self.scale = power, outer, scale_of(group)
-        lengths = shape_factors(self.scale, power, self._fans)
+        lengths = shape_factors(self.scale, power, self._fans, pin_ratio(group))
+        self._width = lengths[0]
         self.powers = self._rewritten(self.powers, [power] * len(self.params))
         self.block_weights = self._rewritten(self.block_weights, self._weights)
         self.lengths = self._rewritten(self.lengths, lengths)
@@ -197,6 +236,8 @@ class Bucket:
         dtype = key.grad_dtype
         if key.momentum_dtype is not None:
             dtype = torch.promote_types(dtype, key.momentum_dtype)
+        if self.inside is not None:
+            dtype = torch.promote_types(dtype, work_dtype(key.param_dtype))
         settings = planning_settings(group)
         facts = planning.device_facts(key.device)
         fresh = planning.plan(power, key.rows, key.cols, dtype, facts, **settings)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from schattor.optim._preconditioned import statistics_shapes
 from schattor.optim._settings import Group, check_group, check_together, plain
+from schattor.optim._stepper import Stepper
 
-__all__ = ["FORMAT", "check_state_dict", "complete", "plain_groups", "restored"]
+__all__ = ["FORMAT", "Checkpointed", "Schedule"]
+
+Schedule = Callable[[int], float]
 
 FORMAT = 1
 """Version of the layout of groups and states, kept in every group as ``format``."""
@@ -19,7 +24,9 @@ FORMAT = 1
 _NOT_COMPLETED = ("params", "routes", "adamw_lr")
 
 # State that has the parameter's shape.
-_SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq")
+_SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "graft_sq", "ema", "kept")
+# Of these, what torch's own functions move, in the parameter's dtype.
+_TORCHS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 
 
 def plain_groups(groups: list[Group]) -> list[Group]:
@@ -63,16 +70,23 @@ def check_state_dict(who: str, groups: list[Group], state_dict: Mapping[str, Any
         merged.append(complete(new, old))
         check_group(who, merged[-1])
         for identity, param in zip(new["params"], old["params"], strict=True):
-            _check_entry(who, identity, param, state_dict["state"].get(identity, {}))
+            entry = state_dict["state"].get(identity, {})
+            _check_entry(who, identity, param, entry, statistics_shapes(param.shape, merged[-1]))
     check_together(who, merged)
 
 
-def _check_entry(who: str, identity: Any, param: Tensor, entry: Mapping[str, Any]) -> None:
-    for key in _SHAPED:
+def _check_entry(
+    who: str,
+    identity: Any,
+    param: Tensor,
+    entry: Mapping[str, Any],
+    statistics: Mapping[str, tuple[int, ...]],
+) -> None:
+    for key, shape in {**dict.fromkeys(_SHAPED, tuple(param.shape)), **statistics}.items():
         value = entry.get(key)
-        if value is not None and tuple(value.shape) != tuple(param.shape):
+        if value is not None and tuple(value.shape) != shape:
             raise ValueError(
-                f"{who}: {key} of parameter {identity} must have shape {tuple(param.shape)},"
+                f"{who}: {key} of parameter {identity} must have shape {shape},"
                 f" got {tuple(value.shape)}"
             )
     step = entry.get("step")
@@ -95,9 +109,78 @@ def restored(param: Tensor, entry: Mapping[str, Any], group: Group) -> dict[str,
             device = param.device if group["capturable"] else torch.device("cpu")
             own[key] = torch.as_tensor(value, dtype=torch.float32).reshape(()).to(device).clone()
         elif key in _SHAPED and isinstance(value, Tensor):
-            dtype = value.dtype if group["rule"] == "matrix" else param.dtype
+            torchs = group["rule"] != "matrix" and key in _TORCHS
+            dtype = param.dtype if torchs else value.dtype
             kept = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
             own[key] = kept.detach().copy_(value)
         else:
             own[key] = value.to(param.device).clone() if isinstance(value, Tensor) else value
     return own
+
+
+class Checkpointed(Optimizer):
+    """What an optimizer of ours saves, loads, pickles and copies."""
+
+    # Keys that a preset gives to every group that does not set them.
+    _fixed: Group = {}
+    # Attributes that pickling and copying keep beside torch's own.
+    _kept: tuple[str, ...] = ("_schedules", "_fixed")
+    _loading: list[tuple[int, Tensor, Mapping[str, Any]]]
+    _schedules: dict[int, Schedule]
+    _rates: dict[int, Tensor]
+    _stepper: Stepper
+
+    @property
+    def _who(self) -> str:
+        return type(self).__name__
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain values, which ``torch.load(weights_only=True)`` reads."""
+        packed = super().state_dict()
+        packed["param_groups"] = plain_groups(packed["param_groups"])
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict; hyperparameters in it win over the constructor's.
+
+        Keys of groups that are not ours survive, moments of the matrix rule keep their dtype, and
+        an empty state is one before the first step.
+
+        Args:
+            state_dict: what :meth:`state_dict` gave; tensors are copied.
+
+        Raises ValueError or TypeError, before anything is changed, for groups or shapes that do not
+        fit, values that are not allowed, or a format of another version.
+        """
+        handle = self.register_load_state_dict_pre_hook(self._before_loading)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = []
+
+    def _before_loading(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Check, and keep the state from torch's loader, which would round it; see __setstate__."""
+        check_state_dict(self._who, self.param_groups, state_dict)
+        self._loading = []
+        entries = dict(state_dict["state"])
+        for index, saved in enumerate(state_dict["param_groups"]):
+            for key, param in zip(saved["params"], self.param_groups[index]["params"], strict=True):
+                if key in entries:
+                    self._loading.append((index, param, entries.pop(key)))
+        return {**state_dict, "state": entries}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and copying keep: torch's part, a preset's, and functions given as p."""
+        return {**super().__getstate__(), **{key: getattr(self, key) for key in self._kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take loaded or unpickled groups and state; keys that they lack come from the present."""
+        present = self.__dict__.get("param_groups")
+        super().__setstate__(state)
+        self._rates = {}
+        self._stepper = Stepper(self._who)
+        for index, group in enumerate(self.param_groups):
+            group.update(complete(group, present[index] if present else self.defaults))
+        for index, param, entry in self.__dict__.setdefault("_loading", []):
+            self.state[param] = restored(param, entry, self.param_groups[index])

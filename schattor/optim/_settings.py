@@ -14,6 +14,7 @@ from torch import Tensor
 from schattor import planning
 from schattor.planning import FLOATING
 from schattor.theory import chains, exponents
+from schattor.theory.preconditioners import PRECONDITIONERS
 
 __all__ = [
     "Group",
@@ -23,6 +24,7 @@ __all__ = [
     "check_keys",
     "check_together",
     "outer_exponent",
+    "pin_ratio",
     "plain",
     "planning_settings",
     "power_of",
@@ -58,6 +60,10 @@ def _below(low: float, high: float) -> Callable[[Any], bool]:
     return lambda value: not _is_flag(value) and low <= float(value) < high
 
 
+def _in_unit(value: Any) -> bool:
+    return not _is_flag(value) and 0 <= float(value) <= 1
+
+
 def _choice(*names: str) -> Requirement:
     words = ", ".join(f'"{name}"' for name in names[:-1]) + f' or "{names[-1]}"'
     return Requirement((str,), lambda value: value in names, words)
@@ -88,7 +94,8 @@ def _are_weights(value: Any) -> bool:
 
 
 def _are_betas(value: Any) -> bool:
-    return len(value) == 2 and all(isinstance(b, Real) and 0 <= float(b) < 1 for b in value)
+    numbers = len(value) == 2 and all(isinstance(b, Real) and not _is_flag(b) for b in value)
+    return numbers and 0 <= float(value[0]) < 1 and 0 <= float(value[1]) <= 1
 
 
 _FLAG = Requirement((bool,), lambda value: True, "a bool")
@@ -97,6 +104,8 @@ _DTYPE = Requirement(
     lambda value: value in FLOATING,
     "torch.float64, torch.float32, torch.bfloat16 or torch.float16",
 )
+_POSITIVE = Requirement((Real,), lambda value: 0 < float(value) < math.inf, "a number > 0")
+_COUNT = Requirement((Integral,), lambda value: not _is_flag(value) and value >= 1, "an int >= 1")
 _RATE = Requirement((Real, Tensor), _is_rate, "a finite number >= 0 (or a tensor of one element)")
 
 REQUIREMENTS: dict[str, Requirement] = {
@@ -116,17 +125,31 @@ REQUIREMENTS: dict[str, Requirement] = {
     "nesterov": _FLAG,
     "dampening": Requirement((Real,), _below(0, math.inf), "a finite number >= 0"),
     "weight_decay": Requirement((Real,), _below(0, math.inf), "a finite number >= 0"),
-    "scale": _optional(_choice("unit", "spectral", "rms")),
+    "scale": _optional(_choice("unit", "spectral", "rms", "pin", "width", "sgd", "adam")),
+    "pin_ratio": _optional(_POSITIVE),
+    "norm": _choice("schatten", "entries"),
+    "preconditioner": _optional(_choice(*PRECONDITIONERS)),
+    "second_moment": _choice("full", "factored"),
+    "bias_correction": _optional(_FLAG),
+    "shampoo_beta": _optional(Requirement((Real,), _in_unit, "in [0, 1]")),
+    "precondition_frequency": _optional(_COUNT),
+    "start_preconditioning_step": _optional(_COUNT),
+    "max_precond_dim": Requirement((Integral,), lambda value: value >= 0, "an int >= 0"),
+    "stagger": _FLAG,
+    "init_factor": _POSITIVE,
+    "max_clamp": _POSITIVE,
+    "ema_rate": Requirement((Real,), _below(0, 1), "in [0, 1)"),
+    "train_mode": _FLAG,
     "method": _choice("auto", "chain", "exact", "partial_svd"),
     "steps": _optional(Requirement((Integral,), lambda value: value >= 1, "an int >= 1")),
     "chain_dtype": _optional(_DTYPE),
     "coefficients": _choice(*chains.names()),
-    "betas": Requirement((tuple, list), _are_betas, "two numbers in [0, 1)"),
+    "betas": Requirement((tuple, list), _are_betas, "two numbers in [0, 1), or 1 as the second"),
     "eps": Requirement((Real,), _below(0, math.inf), "a finite number >= 0"),
     "adamw_lr": _optional(_RATE),
     "maximize": _FLAG,
     "capturable": _FLAG,
-    "workspace_mb": Requirement((Real,), lambda value: value > 0, "a number > 0"),
+    "workspace_mb": _POSITIVE,
     "momentum_dtype": _optional(_DTYPE),
     "routes": Requirement((str,), lambda value: True, "a str"),
 }
@@ -166,8 +189,11 @@ def check_group(who: str, group: Group) -> None:
             f'{who}: capturable must be False with rule="sgd", whose learning rate torch\'s own'
             " function reads on the host, got True"
         )
+    if group["rule"] == "adamw" and float(group["betas"][1]) == 1:
+        raise ValueError(f'{who}: betas[1] must be in [0, 1) with rule="adamw", got 1')
     if group["rule"] == "matrix":
         _check_matrix_group(who, group)
+        _check_preconditioner(who, group)
 
 
 def _check_matrix_group(who: str, group: Group) -> None:
@@ -189,6 +215,33 @@ def _check_matrix_group(who: str, group: Group) -> None:
         raise ValueError(str(error).replace("plan:", f"{who}:", 1)) from None
 
 
+def _check_preconditioner(who: str, group: Group) -> None:
+    name = group["preconditioner"]
+    if group["norm"] == "entries" and group["scale"] == "spectral":
+        raise ValueError(
+            f'{who}: scale must be None, "unit", "rms", "pin" or "width" with norm="entries",'
+            " which has no singular values, got 'spectral'"
+        )
+    if name is None:
+        return
+    spec = PRECONDITIONERS[name]
+    if spec.basis and group["capturable"]:
+        raise ValueError(
+            f"{who}: capturable must be False with preconditioner={name!r}, whose eigenbases are"
+            " decomposed by torch.linalg outside of any graph, got True"
+        )
+    if spec.weights != "moments" and group["second_moment"] != "full":
+        raise ValueError(
+            f'{who}: second_moment must be "full" with preconditioner={name!r}, which keeps none,'
+            f" got {group['second_moment']!r}"
+        )
+    if group["max_precond_dim"] < 1 and spec.weights in ("roots", "tracked"):
+        raise ValueError(
+            f"{who}: max_precond_dim must be >= 1 with preconditioner={name!r},"
+            f" got {group['max_precond_dim']}"
+        )
+
+
 def check_together(who: str, groups: Iterable[Group]) -> None:
     """Raise ValueError where ``coupling="block_diagonal"`` meets more than one p."""
     powers = {
@@ -206,12 +259,13 @@ def check_together(who: str, groups: Iterable[Group]) -> None:
 
 def planning_settings(group: Group) -> dict[str, Any]:
     """The keys of a group that the planner reads."""
-    return {
+    settings = {
         "method": group["method"],
         "steps": plain(group["steps"]),
         "chain_dtype": group["chain_dtype"],
         "coefficients": group["coefficients"],
     }
+    return settings if group["norm"] == "schatten" else {**settings, "norm": group["norm"]}
 
 
 def power_of(who: str, group: Group) -> float:
@@ -223,6 +277,16 @@ def scale_of(group: Group) -> str:
     """The group's ``scale``, with None resolved by its oracle."""
     scale: str | None = group["scale"]
     return scale or ("rms" if group["oracle"] == "ball" else "unit")
+
+
+def pin_ratio(group: Group) -> float:
+    """The size of an update of scale "pin" at power 1 over the learning rate.
+
+    None is that of Adam's update under noise alone, ``sqrt((1 - b1) / (1 + b1))``.
+    """
+    given = group["pin_ratio"]
+    beta = float(group["betas"][0])
+    return math.sqrt((1 - beta) / (1 + beta)) if given is None else float(given)
 
 
 def outer_exponent(who: str, group: Group, power: float) -> float | None:

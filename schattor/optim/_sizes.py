@@ -16,10 +16,16 @@ from torch import Tensor
 from schattor.directions import Directions
 from schattor.theory import exponents
 
-__all__ = ["RMS", "couple", "over", "shape_factors", "unit_factors"]
+__all__ = ["GRAFTS", "RMS", "couple", "over", "shape_factors", "unit_factors"]
 
 RMS = 0.2
 """Root mean square of AdamW's update relative to its learning rate (Moonlight, 2502.16982)."""
+
+
+GRAFTS = ("sgd", "adam")
+"""Scales that take the Frobenius norm of another method's step."""
+
+_FROBENIUS = ("rms", "pin", *GRAFTS)
 
 
 def over(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -28,17 +34,25 @@ def over(numerator: Tensor, denominator: Tensor) -> Tensor:
     return numerator / torch.where(positive, denominator, 1.0) * positive
 
 
-def shape_factors(scale: str, power: float, fans: Sequence[tuple[int, int]]) -> list[float]:
+def shape_factors(
+    scale: str, power: float, fans: Sequence[tuple[int, int]], ratio: float
+) -> list[float]:
     """What its shape does to a block's radius; ``fans`` are (out, in) of the layer that uses it.
 
     ``"unit"``: 1. ``"spectral"``: ``min(m,n)^(1/p) sqrt(max(1, m/n))``, which puts semi-orthogonal
-    matrices on the ball's boundary for every p. ``"rms"``: ``0.2 sqrt(m n)``, for a direction of
-    unit Frobenius norm.
+    matrices on the ball's boundary for every p. ``"width"``: ``2/(m+n)``, SPlus's. For a direction
+    of unit Frobenius norm, ``"rms"``: ``0.2 sqrt(m n)``; ``"pin"``: ``sqrt(min(m,n)) (ratio
+    sqrt(max(m,n)))^power``, from Muon's size at power 0 to ``ratio`` times AdamW's at 1 (From SGD
+    to Muon, arXiv 2605.19781, its code).
     """
-    if scale == "unit":
+    if scale == "unit" or scale in GRAFTS:
         return [1.0 for _ in fans]
+    if scale == "width":
+        return [2 / (m + n) for m, n in fans]
     if scale == "rms":
         return [RMS * math.sqrt(m * n) for m, n in fans]
+    if scale == "pin":
+        return [math.sqrt(min(f)) * (ratio * math.sqrt(max(f))) ** power for f in fans]
     exponent = exponents.inverse_p(power)
     return [min(m, n) ** exponent * math.sqrt(max(1.0, m / n)) for m, n in fans]
 
@@ -46,9 +60,9 @@ def shape_factors(scale: str, power: float, fans: Sequence[tuple[int, int]]) -> 
 def unit_factors(scale: str, found: Directions) -> Tensor:
     """Factors ``[batch]`` that bring raw directions to unit size.
 
-    The size is the Schatten-p norm, or the Frobenius norm for ``scale="rms"``.
+    The size is the norm of p, or the Frobenius norm for the scales that measure it.
     """
-    if scale == "rms":
+    if scale in _FROBENIUS:
         return over(torch.ones_like(found.square), found.square.sqrt())
     return over(found.dual, found.inner)
 

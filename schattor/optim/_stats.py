@@ -44,7 +44,12 @@ def statistics(stepper: Stepper, *, spectra: bool) -> dict[str, Any]:
                 values = {name: row[index] for name, row in zip(names, table, strict=True)}
                 blocks[block] = {**_index(bucket.power), **values}
     counts = stepper.nonfinite.values()
-    return {"nonfinite": sum(int(count) for count in counts), "blocks": blocks}
+    factors = [bucket.inside.factors for bucket in stepper.buckets if bucket.inside is not None]
+    return {
+        "nonfinite": sum(int(count) for count in counts),
+        "failed_refreshes": sum(each.failed for each in factors if each is not None),
+        "blocks": blocks,
+    }
 
 
 def _index(power: float) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 from schattor import ops
 from schattor.blocks import block_views
 from schattor.directions import Directions, wide_direction
-from schattor.optim._buckets import Bucket, BucketKey, Measured, Source
+from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source
+from schattor.optim._graft import Grafted
 from schattor.optim._groups import (
     block_weight,
     name_of,
@@ -22,35 +22,16 @@ from schattor.optim._groups import (
     refuse_parameter,
     refuse_unmatched_weights,
 )
+from schattor.optim._preconditioned import Entered, work_dtype
 from schattor.optim._settings import Group, State, check_group, check_together
 from schattor.optim._sizes import couple, unit_factors
+from schattor.optim._state import create_state, joined_counters, keeps_momentum, signature
 from schattor.planning import Plan
 
 __all__ = ["Stepper"]
 
-# Keys of a group that a plan is built from: p, lr, momentum and decay may change freely between
-# steps, any of these means planning again.
-_structure = itemgetter(
-    "rule",
-    "oracle",
-    "coupling",
-    "scale",
-    "method",
-    "steps",
-    "chain_dtype",
-    "coefficients",
-    "capturable",
-    "workspace_mb",
-    "momentum_dtype",
-)
-
 # Bytes of a wide batch that a processor keeps from step to step.
 _MOST_KEPT = 32 * 2**20
-
-
-def keeps_momentum(group: Group) -> bool:
-    """Whether parameters of a group have a buffer; also where a scheduler begins at momentum 0."""
-    return group["momentum"] != 0 or "initial_momentum" in group
 
 
 @dataclass
@@ -59,9 +40,11 @@ class _Directed:
 
     bucket: Bucket
     chunk: slice
+    entered: Entered
     found: Directions
-    norms: Tensor  # [batch] |M|_F / plan.size
+    norms: Tensor  # [batch] |M|_F / plan.size, in the coordinates of a preconditioner
     finite: Tensor  # [batch]
+    grafted: Grafted | None = None
 
     @property
     def dual_norms(self) -> Tensor:
@@ -105,7 +88,7 @@ class Stepper:
     def prepare(self, groups: list[Group], state: State) -> None:
         """Plan again if needed. All checks of a step are here, before anything is written."""
         try:
-            if self._signature is None or self._signature != _sign(groups, state):
+            if self._signature is None or self._signature != signature(groups, state):
                 self._plan(groups, state)
             changed = [bucket.follow(groups[bucket.key.group_index]) for bucket in self.buckets]
             if any(changed):
@@ -119,7 +102,7 @@ class Stepper:
 
         A value written here would be written again by every replay.
         """
-        planned = self._signature is not None and self._signature == _sign(groups, state)
+        planned = self._signature is not None and self._signature == signature(groups, state)
         if not planned or not all(b.follows(groups[b.key.group_index]) for b in self.buckets):
             raise RuntimeError(
                 f"{self._who}: a step must be prepared before it is captured: take one step, and"
@@ -158,6 +141,7 @@ class Stepper:
                 self._scatter(directed, factors, groups[directed.bucket.key.group_index])
         for bucket in self.buckets:
             bucket.grads[:] = [_NO_GRADIENT] * len(bucket.grads)
+            bucket.advance()
         for counter in self._counters:
             counter.add_(1)
         # The operators write without telling autograd, which checks what backward has saved.
@@ -166,7 +150,7 @@ class Stepper:
     def _plan(self, groups: list[Group], state: State) -> None:
         self.forget()
         self._refuse(groups)
-        _create_state(groups, state)
+        create_state(groups, state)
         buckets: dict[BucketKey, Bucket] = {}
         for group_index, group in enumerate(groups):
             for index, param in enumerate(group["params"]):
@@ -176,8 +160,10 @@ class Stepper:
                         name = name_of(group_index, group, index)
                         self._add(buckets, group_index, group, name, param, state[param])
         self.buckets = list(buckets.values())
-        self._counters = _joined_counters(self._moving, state)
-        self._signature = _sign(groups, state)
+        for bucket in self.buckets:
+            bucket.join()
+        self._counters = joined_counters(self._moving, state)
+        self._signature = signature(groups, state)
 
     def _refuse(self, groups: list[Group]) -> None:
         for group_index, group in enumerate(groups):
@@ -222,9 +208,14 @@ class Stepper:
                 None if momentum is None else momentum.dtype,
                 param.device,
             )
-            bucket = buckets.setdefault(key, Bucket(self._who, key))
+            bucket = buckets.setdefault(key, Bucket(self._who, key, group))
             label = name if len(views) == 1 else f"{name}[{index}]"
-            source.places.append(bucket.add(label, view, moment, spec, block_weight(group, name)))
+            own = (entry, "" if len(views) == 1 else f".{index}")
+            place = bucket.add(label, view, moment, spec, block_weight(group, name), own)
+            source.places.append(place)
+        for kept, owner in (("exp_avg_sq", "inside"), ("graft_sq", "graft")):
+            if kept in entry:
+                _add_squares(source.places, block_views(entry[kept], spec, like=param), owner)
         if spec or param.ndim != 2:
             self._split.append(source)
         else:
@@ -246,23 +237,26 @@ class Stepper:
     def _direct(self, bucket: Bucket, chunk: slice, group: Group) -> _Directed:
         count, device = chunk.stop - chunk.start, bucket.key.device
         shape = (count, bucket.key.rows, bucket.key.cols)
-        wide = self._wide(bucket, shape)
         norms = torch.empty(count, dtype=bucket.lr.dtype, device=device)
         finite = torch.empty(count, dtype=torch.bool, device=device)
-        ops.gather_momentum(
-            bucket.grads[chunk],
-            bucket.momenta[chunk],
-            bucket.momentum,
-            group["momentum_form"] == "ema",
-            group["nesterov"],
-            bucket.plan.size,
-            wide,
-            norms,
-            finite,
-        )
+        grads, momenta, size = bucket.grads[chunk], bucket.momenta[chunk], bucket.plan.size
         weights = None if bucket.chain_weights is None else bucket.chain_weights[chunk]
-        found = wide_direction(wide, bucket.powers[chunk], weights, bucket.plan)
-        return _Directed(bucket, chunk, found, norms, finite)
+        numbers = (bucket.powers[chunk], weights, bucket.plan)
+        inside, rate = bucket.inside, bucket.momentum
+        if inside is None:
+            ema, nesterov = group["momentum_form"] == "ema", group["nesterov"]
+            entered, wide = Entered(grads), self._wide(bucket, shape)
+            ops.gather_momentum(grads, momenta, rate, ema, nesterov, size, wide, norms, finite)
+            if group["bias_correction"] and ema and momenta:
+                norms /= 1 - rate ** (bucket.taken[chunk] + 1 + nesterov)
+            found = wide_direction(wide, *numbers)
+        else:
+            entered = inside.enter(chunk, grads, group)
+            wide = self._wide(bucket, shape)
+            outside = inside.gather(chunk, entered, momenta, rate, group, size, wide, norms, finite)
+            found = inside.leave(chunk, wide_direction(wide, *numbers), outside)
+        directed = _Directed(bucket, chunk, entered, found, norms, finite)
+        return directed if bucket.graft is None else _grafted(directed, grads, group)
 
     def _wide(self, bucket: Bucket, shape: tuple[int, int, int]) -> Tensor:
         """Where a chunk is gathered: on a processor in memory kept from the last one, if not large.
@@ -282,24 +276,55 @@ class Stepper:
         bucket, chunk, found = directed.bucket, directed.chunk, directed.found
         sign = -1.0 if group["maximize"] else 1.0
         size = factors * bucket.lengths[chunk] * unit_factors(bucket.scale, found)
+        if directed.grafted is not None:
+            size *= directed.grafted.norms
         scale = sign * bucket.lr * size
-        ops.scatter_update(
-            bucket.params[chunk],
-            bucket.grads[chunk],
-            bucket.momenta[chunk],
-            found.direction,
-            scale,
-            bucket.decay,
-            bucket.momentum,
-            group["momentum_form"] == "ema",
-            directed.finite,
-        )
+        params, momenta, grads = bucket.params[chunk], bucket.momenta[chunk], directed.entered.grads
+        numbers = (found.direction, scale, bucket.decay, bucket.momentum)
+        ema, inside = group["momentum_form"] == "ema", bucket.inside
+        if inside is None:
+            ops.scatter_update(params, grads, momenta, *numbers, ema, directed.finite)
+            moving = directed.finite
+        else:
+            moving = inside.moving(chunk, directed.finite)
+            squares = inside.squares[chunk]
+            if inside.spec.decay_last:
+                scale *= bucket.decay
+            ops.scatter_moments(params, grads, momenta, squares, *numbers, inside.beta, ema, moving)
+            inside.learn(chunk, directed.entered, momenta, moving, group)
+        if bucket.graft is not None and directed.grafted is not None:
+            bucket.graft.learn(chunk, directed.grafted, moving)
         bucket.measured.append(Measured(directed.dual_norms, found.square, scale))
         count = self.nonfinite.get(bucket.key.device)
         if count is None:
             count = torch.zeros((), dtype=torch.int64, device=bucket.key.device)
             self.nonfinite[bucket.key.device] = count
         count.add_(directed.finite.logical_not().sum())
+
+
+def _grafted(directed: _Directed, grads: list[Tensor], group: Group) -> _Directed:
+    """With the other method's step measured; it is the direction itself before roots are known."""
+    bucket, chunk, found = directed.bucket, directed.chunk, directed.found
+    assert bucket.graft is not None
+    grafted = bucket.graft.measure(
+        chunk,
+        grads,
+        directed.entered,
+        bucket.momenta[chunk],
+        bucket.momentum,
+        bucket.inside,
+        bucket.taken,
+        work_dtype(bucket.key.param_dtype),
+        group,
+    )
+    if bucket.inside is not None:
+        started = bucket.inside.started(chunk, group)
+        if not all(started):
+            own = torch.tensor(started, device=found.square.device)
+            direction = torch.where(own[:, None, None], found.direction, grafted.step)
+            square = torch.where(own, found.square, grafted.norms.square())
+            found = found._replace(direction=direction, square=square)
+    return replace(directed, found=found, grafted=grafted)
 
 
 # Stands in a bucket's list between steps, so that gradients can be freed.
@@ -329,59 +354,9 @@ def _coupled(
         yield directed, part.to(directed.norms.device)
 
 
-def _sign(groups: list[Group], state: State) -> list[Any]:
-    """What a plan is built from. Compared at every step, so it asks each parameter for little."""
-    signature: list[Any] = []
-    for group in groups:
-        signature.append((_structure(group), keeps_momentum(group), len(group["params"])))
-        signature.append((repr(group.get("blocks")), repr(group["block_weights"])))
-        for param in group["params"]:
-            grad = param.grad
-            if grad is not None:
-                momentum = state.get(param, _EMPTY).get("momentum_buffer")
-                signature.append(
-                    (
-                        id(param),
-                        param.data_ptr(),
-                        grad.dtype,
-                        grad.layout,
-                        0 if momentum is None else momentum.data_ptr(),
-                    )
-                )
-    return signature
-
-
-_EMPTY: dict[str, Any] = {}
-
-
-def _create_state(groups: list[Group], state: State) -> None:
-    """State for every parameter that may move, with a gradient or not.
-
-    Checkpoints of all ranks and all runs then hold the same keys.
-    """
-    for group in groups:
-        for param in group["params"]:
-            if group["rule"] != "matrix" or not (param.requires_grad or param.grad is not None):
-                continue
-            entry = state[param]
-            if "step" not in entry:
-                device = param.device if group["capturable"] else torch.device("cpu")
-                entry["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            if keeps_momentum(group) and "momentum_buffer" not in entry:
-                entry["momentum_buffer"] = torch.zeros_like(
-                    param, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
-                )
-
-
-def _joined_counters(moving: list[Tensor], state: State) -> list[Tensor]:
-    """Step counters as views of one vector a device: one call advances them all."""
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for param in moving:
-        by_device.setdefault(state[param]["step"].device, []).append(param)
-    vectors = []
-    for params in by_device.values():
-        vector = torch.stack([state[param]["step"].float() for param in params])
-        for param, counter in zip(params, vector.unbind(), strict=True):
-            state[param]["step"] = counter
-        vectors.append(vector)
-    return vectors
+def _add_squares(places: list[Place], squares: Sequence[Tensor], owner: str) -> None:
+    """Second moments of a parameter's blocks to those of their buckets that keep such."""
+    for place, square in zip(places, squares, strict=True):
+        keeper = getattr(place.bucket, owner)
+        if keeper is not None:
+            keeper.squares.append(square.t() if place.tall else square)

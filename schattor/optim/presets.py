@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from schattor.optim._groups import to_groups
 from schattor.optim.schattor import Params, Schattor
 from schattor.theory import chains
 
@@ -144,8 +143,9 @@ class SGD(Schattor):
                 "SGD: nesterov needs momentum > 0 and dampening 0,"
                 f" got momentum={momentum} and dampening={dampening}"
             )
+        self._fixed = {"rule": "sgd", "dampening": dampening}
         super().__init__(
-            to_groups("SGD", params, rule="sgd", dampening=dampening),
+            params,
             lr,
             p=2.0,
             oracle="regularized",
@@ -190,8 +190,9 @@ class AdamW(Schattor):
         capturable: bool = False,
     ) -> None:
         """See the class."""
+        self._fixed = {"rule": "adamw"}
         super().__init__(
-            to_groups("AdamW", params, rule="adamw"),
+            params,
             lr,
             betas=betas,
             eps=eps,

@@ -7,16 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from schattor.optim import elementwise
-from schattor.optim._checkpoint import (
-    FORMAT,
-    check_state_dict,
-    complete,
-    plain_groups,
-    restored,
-)
+from schattor.optim._checkpoint import FORMAT, Checkpointed, Schedule
 from schattor.optim._groups import (
     name_of,
     refuse_parameter,
@@ -39,15 +32,16 @@ __all__ = ["Params", "Schattor"]
 
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 Closure = Callable[[], Any]
-Schedule = Callable[[int], float]
+Scale = Literal["unit", "spectral", "rms", "pin", "width", "sgd", "adam"]
 
 
 def _is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-class Schattor(Optimizer):
-    r"""Moves every weight matrix along a linear minimisation oracle of a Schatten-p norm.
+class Schattor(Checkpointed):
+    r"""Moves every weight matrix along a linear minimisation oracle of a norm: Schatten-p, or any
+    of the preconditioned family.
 
     .. math::
        \begin{aligned}
@@ -64,9 +58,13 @@ class Schattor(Optimizer):
           \quad c_t \text{ of the coupling}
        \end{aligned}
 
-    p = 2 is SGD, p = inf is Muon. A zero gradient gives a zero step. Where a gradient is not
-    finite, the weights and moments of its block stay bit for bit as they were, the block counts as
-    zero in the dual norms, and :meth:`stats` counts it (matrix rule; the others are torch's).
+    p = 2 is SGD, p = inf is Muon. With a preconditioner the oracle is that of the norm
+    ``|(Q_L' X Q_R) / w|_p``: it sees ``w * (Q_L' M Q_R)``, and its direction comes back by the same
+    weights and bases (docs/family.md has the table).
+
+    A zero gradient gives a zero step. Where a gradient is not finite, the weights and moments of
+    its block stay bit for bit as they were, the block counts as zero in the dual norms, and
+    :meth:`stats` counts it (matrix rule; the others are torch's).
     Parameters without a gradient are left alone. ``p.grad`` is never written.
 
     Args:
@@ -96,6 +94,23 @@ class Schattor(Optimizer):
             oracle, radius lr. ``"spectral"``: radius ``lr min(m,n)^(1/p) sqrt(max(1, m/n))`` for m
             outputs and n inputs, Muon's at p = inf. ``"rms"``: entries of the update have root mean
             square 0.2 lr for every p, so that AdamW's learning rate and decay carry over.
+            ``"pin"``: Frobenius norm ``lr sqrt(min(m,n)) (r sqrt(max(m,n)))^power``, from Muon's to
+            AdamW's (group key ``pin_ratio`` is r). ``"width"``: radius ``2 lr / (m + n)``, SPlus's.
+            ``"sgd"``, ``"adam"``: the Frobenius norm of the block's step by SGD or Adam (grafting).
+        norm: ``"schatten"``, or ``"entries"``: the l_p norm of all entries as one vector, whose
+            direction at p = inf is the sign.
+        preconditioner: None, ``"adam"`` (``w = (sqrt(v^) + eps)^-1/2`` of squared gradients v:
+            MuAdam at p = inf, Adam at p = 2 regularized), ``"sania"`` (``(v^ + eps)^-1/2``),
+            ``"padam"`` (``(v^ + eps)^(-1/2p)``, from Adam at p = 2 to Muon), ``"shampoo"``,
+            ``"kl_shampoo"``, ``"soap"``, ``"splus"``. v decays by ``betas[1]``, a sum at 1.
+        second_moment: ``"full"``, or ``"factored"``: v from means over rows and columns.
+        bias_correction: whether averages are corrected for their start at zero. None: as the
+            member's authors do; without a preconditioner False.
+        shampoo_beta: of Kronecker factors, 1 for their sum; None: ``betas[1]``.
+        precondition_frequency: steps between refreshes of bases and roots. None: the member's own.
+        max_precond_dim: longer sides of a block have no factor.
+        stagger: whether blocks of one shape take turns with their refreshes, so that no step is
+            slower than others.
         method: ``"auto"``, ``"chain"``, ``"exact"`` (SVD, slow) or ``"partial_svd"``.
         steps: of the chain, 4 to 10. None: planned.
         chain_dtype: of the chain. None: planned.
@@ -120,8 +135,9 @@ class Schattor(Optimizer):
     Pickling or copying an optimizer keeps a function given as ``p``, if it can be pickled. State
     dicts hold the number that it gave last; a resumed run goes on with its own function.
 
-    Source: Schattor (arXiv 2606.15702), oracles and several blocks; sizes ``"spectral"`` and
-    ``"rms"`` after Muon and Moonlight (arXiv 2502.16982).
+    Source: Schattor (arXiv 2606.15702), oracles and several blocks; Preconditioned matrix norms
+    (arXiv 2510.10777); ``"padam"`` and ``"pin"``: From SGD to Muon (arXiv 2605.19781); sizes
+    ``"spectral"`` and ``"rms"`` after Muon and Moonlight (arXiv 2502.16982).
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     >>> optimizer = Schattor(model, lr=1e-3, p=3.0)
@@ -145,7 +161,15 @@ class Schattor(Optimizer):
         momentum_form: Literal["ema", "heavy_ball"] = "ema",
         nesterov: bool = True,
         weight_decay: float = 0.0,
-        scale: Literal["unit", "spectral", "rms"] | None = None,
+        scale: Scale | None = None,
+        norm: Literal["schatten", "entries"] = "schatten",
+        preconditioner: str | None = None,
+        second_moment: Literal["full", "factored"] = "full",
+        bias_correction: bool | None = None,
+        shampoo_beta: float | None = None,
+        precondition_frequency: int | None = None,
+        max_precond_dim: int = 10000,
+        stagger: bool = False,
         method: Literal["auto", "chain", "exact", "partial_svd"] = "auto",
         steps: int | None = None,
         chain_dtype: torch.dtype | None = None,
@@ -173,6 +197,18 @@ class Schattor(Optimizer):
             "dampening": 0.0,
             "weight_decay": weight_decay,
             "scale": scale,
+            "pin_ratio": None,
+            "norm": norm,
+            "preconditioner": preconditioner,
+            "second_moment": second_moment,
+            "bias_correction": bias_correction,
+            "shampoo_beta": shampoo_beta,
+            "precondition_frequency": precondition_frequency,
+            "start_preconditioning_step": None,
+            "max_precond_dim": max_precond_dim,
+            "stagger": stagger,
+            "init_factor": 0.1,
+            "max_clamp": 4000.0,
             "method": method,
             "steps": steps,
             "chain_dtype": chain_dtype,
@@ -188,17 +224,12 @@ class Schattor(Optimizer):
             "routes": "",
             "format": FORMAT,
         }
-        self._schedules: dict[int, Schedule] = {}
-        self._loading: list[tuple[int, Tensor, Mapping[str, Any]]] = []
-        self._rates: dict[int, Tensor] = {}
+        self._schedules = {}
+        self._rates = {}
         self._stepper = Stepper(self._who)
-        super().__init__(to_groups(self._who, params), defaults)
+        super().__init__(to_groups(self._who, params, **self._fixed), defaults)
         check_together(self._who, self.param_groups)
         refuse_unmatched_weights(self._who, self.param_groups)
-
-    @property
-    def _who(self) -> str:
-        return type(self).__name__
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; one that names no rule is split in two, as in the constructor."""
@@ -206,7 +237,7 @@ class Schattor(Optimizer):
             raise TypeError(f"{self._who}: a group must be a dict, got {param_group!r}")
         check_keys(self._who, param_group)
         own_rate = "rule" in param_group and "lr" in param_group
-        for part in split(self._who, param_group):
+        for part in self._split({**self._fixed, **param_group}):
             group = resolve(self.defaults, part)
             schedule = group["p"] if callable(group["p"]) else None
             if schedule is not None:
@@ -220,6 +251,9 @@ class Schattor(Optimizer):
             if schedule is not None and group["rule"] == "matrix":
                 self._schedules[len(self.param_groups) - 1] = schedule
         self._stepper.forget()
+
+    def _split(self, group: Group) -> list[Group]:
+        return split(self._who, group)
 
     def _refuse(self, group: Group, schedule: Schedule | None) -> None:
         if schedule is not None and group["capturable"]:
@@ -298,10 +332,11 @@ class Schattor(Optimizer):
             spectra: also compute what needs singular values of each block's momentum.
 
         Returns a dict with ``"nonfinite"``, the number of blocks left alone for a gradient that was
-        not finite, summed over all steps since the optimizer was built or loaded, and ``"blocks"``:
-        for every block that moved last under the matrix rule, by name, ``p`` (``power`` below 0),
-        ``dual_norm`` of its momentum, ``update_rms``, ``weight_rms``; and with ``spectra``, of the
-        momentum as it is now, ``stable_rank`` and, at p = inf, ``polar_error``:
+        not finite, summed over all steps since the optimizer was built or loaded,
+        ``"failed_refreshes"``, bases or roots that stayed since eigh did not converge, and
+        ``"blocks"``: for every block that moved last under the matrix rule, by name, ``p``
+        (``power`` below 0), ``dual_norm`` of its momentum, ``update_rms``, ``weight_rms``; and with
+        ``spectra``, of the momentum as it is now, ``stable_rank`` and, at p = inf, ``polar_error``:
         ``|D D' - I|_F / sqrt(rows)`` of the direction D that its route gives.
         """
         return statistics(self._stepper, spectra=spectra)
@@ -313,53 +348,3 @@ class Schattor(Optimizer):
     def __repr__(self) -> str:
         """The groups as torch prints them, and the routes of the last step."""
         return f"{super().__repr__()}\n{self.explain()}"
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as plain values, which ``torch.load(weights_only=True)`` reads."""
-        packed = super().state_dict()
-        packed["param_groups"] = plain_groups(packed["param_groups"])
-        return packed
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict; hyperparameters in it win over the constructor's.
-
-        Keys of groups that are not ours survive, moments of the matrix rule keep their dtype, and
-        an empty state is one before the first step.
-
-        Args:
-            state_dict: what :meth:`state_dict` gave; tensors are copied.
-
-        Raises ValueError or TypeError, before anything is changed, for groups or shapes that do not
-        fit, values that are not allowed, or a format of another version.
-        """
-        handle = self.register_load_state_dict_pre_hook(self._before_loading)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-            self._loading = []
-
-    def _before_loading(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Check, and keep the state from torch's loader, which would round it; see __setstate__."""
-        check_state_dict(self._who, self.param_groups, state_dict)
-        entries = dict(state_dict["state"])
-        for index, saved in enumerate(state_dict["param_groups"]):
-            for key, param in zip(saved["params"], self.param_groups[index]["params"], strict=True):
-                if key in entries:
-                    self._loading.append((index, param, entries.pop(key)))
-        return {**state_dict, "state": entries}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying keep: torch's part, and functions given as p."""
-        return {**super().__getstate__(), "_schedules": self._schedules}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take loaded or unpickled groups and state; keys that they lack come from the present."""
-        present = self.__dict__.get("param_groups")
-        super().__setstate__(state)
-        self._rates = {}
-        self._stepper = Stepper(self._who)
-        for index, group in enumerate(self.param_groups):
-            group.update(complete(group, present[index] if present else self.defaults))
-        for index, param, entry in self.__dict__.setdefault("_loading", []):
-            self.state[param] = restored(param, entry, self.param_groups[index])

@@ -1,6 +1,8 @@
 // Conversions and loops of rows.inc on every instruction set of this processor, and the choice of
 // the set.
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "check.h"
@@ -147,6 +149,53 @@ void element_loops(const RowLoops<T>& loops) {
     bool right = true;
     for (int64_t i = 0; i < count; ++i) right &= scaled[i] == x[i] / 2;
     CHECK(right, "scale of %ld", long(count));
+    loops.multiply(x.data(), y.data(), count, scaled.data());
+    for (int64_t i = 0; i < count; ++i) right &= scaled[i] == x[i] * y[i];
+    CHECK(right, "product of %ld", long(count));
+  }
+}
+
+// Powers over the whole range of T, and past its ends.
+template <typename T>
+void weights(const RowLoops<T>& loops) {
+  const double unit = sizeof(T) == sizeof(double) ? 0x1p-53 : 0x1p-24;
+  std::vector<T> v;
+  for (int k = std::numeric_limits<T>::min_exponent - 20; k <= 127; ++k) {
+    for (const double x : {1.0, 1.1, 1.41421, 1.41422, 1.7, 1.9999}) {
+      v.push_back(static_cast<T>(std::ldexp(x, k)));
+    }
+  }
+  std::vector<T> w(v.size());
+  for (const double exponent : {0.0, 0.01, 0.25, 0.37, 0.5, 1.0, 3.0, -0.5}) {
+    for (const bool square_root : {false, true}) {
+      loops.weights({1, 0, exponent, square_root}, v.data(), v.size(), w.data());
+      double worst = 0;
+      for (size_t i = 0; i < v.size(); ++i) {
+        const double power = square_root ? exponent / 2 : exponent;
+        const long double truth = v[i] > 0 ? std::pow(static_cast<long double>(v[i]), -power) : 0;
+        const bool beyond = truth > std::numeric_limits<T>::max();
+        const double error =
+            beyond ? (std::isinf(w[i]) ? 0 : 1) : static_cast<double>(std::fabs(w[i] - truth));
+        const double least = std::numeric_limits<T>::min();
+        worst = std::max(
+            worst, error / static_cast<double>(std::max<long double>(beyond ? 1 : truth, least)));
+      }
+      CHECK(worst <= 4 * unit, "exponent %g, root %d: %g", exponent, int(square_root),
+            worst / unit);
+    }
+  }
+  // 0 and infinity come from corrections; what is not positive weighs nothing.
+  const std::vector<T> ends{T(4), T(0), T(-1), T(NAN)};
+  const T inf = std::numeric_limits<T>::infinity();
+  std::vector<T> got(4);
+  for (const double exponent : {0.0, 0.01, 0.5, 2.0}) {
+    const T none = exponent == 0 ? T(1) : inf, all = exponent == 0 ? T(1) : T(0);
+    loops.weights({0, 0, exponent, false}, ends.data(), 4, got.data());
+    CHECK(got == (std::vector<T>{none, 0, 0, 0}), "0 to -%g is %g", exponent, double(got[0]));
+    loops.weights({inf, 0, exponent, false}, ends.data(), 4, got.data());
+    CHECK(got == (std::vector<T>{all, 0, 0, 0}), "inf to -%g is %g", exponent, double(got[0]));
+    loops.weights({1, T(NAN), exponent, false}, ends.data(), 4, got.data());
+    CHECK(exponent == 0 || std::isnan(got[0]), "NaN to -%g is %g", exponent, double(got[0]));
   }
 }
 
@@ -159,6 +208,7 @@ void every_loop(const RowLoops<T>& loops) {
   strides(loops);
   transposes(loops);
   element_loops(loops);
+  weights(loops);
 }
 
 void choice_of_level() {

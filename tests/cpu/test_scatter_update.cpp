@@ -19,6 +19,9 @@ struct Case {
   MomentumRule rule;
   double decay, scale;
   bool has_momentum;
+  bool has_squares = false;
+  Dtype square = Dtype::kFloat32;
+  double beta = 0.98;
 };
 
 // Everything that an update reads and writes.
@@ -27,12 +30,14 @@ struct State {
       : params(c.batch, c.rows, c.cols, c.param, c.layout),
         grads(c.batch, c.rows, c.cols, c.grad, c.layout),
         momenta(c.batch, c.rows, c.cols, c.momentum, c.momentum_layout),
+        squares(c.batch, c.rows, c.cols, c.square, c.momentum_layout),
         direction(1, c.batch * c.rows, c.cols, c.direction, Layout::kContiguous),
         scale(c.batch),
         finite(c.batch, 1) {
     params.fill(1);
     grads.fill(2);
     momenta.fill(3);
+    squares.fill(5);
     direction.fill(4);
     for (int64_t i = 0; i < c.batch; ++i) scale[i] = c.scale * (i + 1);
   }
@@ -41,22 +46,24 @@ struct State {
     scatter_update(
         {c.batch, c.rows, c.cols, params.views.data(), grads.views.data(),
          c.has_momentum ? momenta.views.data() : nullptr, direction.storage[0].data(), c.param,
-         c.grad, c.momentum, c.direction, c.rule, scale.data(), c.decay, finite.data()},
+         c.grad, c.momentum, c.direction, c.rule, scale.data(), c.decay, finite.data(),
+         c.has_squares ? squares.views.data() : nullptr, c.square, c.beta},
         lists::on_threads(threads));
   }
 
-  List params, grads, momenta, direction;
+  List params, grads, momenta, squares, direction;
   std::vector<double> scale;
   std::vector<uint8_t> finite;
 };
 
 bool in_double(const Case& c) {
   const Dtype f64 = Dtype::kFloat64;
-  return c.param == f64 || c.direction == f64 ||
-         (c.has_momentum && (c.grad == f64 || c.momentum == f64));
+  return c.param == f64 || c.direction == f64 || (c.has_momentum && c.momentum == f64) ||
+         (c.has_squares && c.square == f64) || ((c.has_momentum || c.has_squares) && c.grad == f64);
 }
 
-// a x + b y: two coefficients, two products and a sum at the compute type, then one rounding.
+// a x + b y: two coefficients, two products and a sum at the compute type, then one rounding. A
+// square y may have been rounded itself.
 bool close(const Case& c, double got, double a, double x, double b, double y, Dtype dtype) {
   const double unit = in_double(c) ? 0x1p-53 : 0x1p-24;
   const double truth = a * x + b * y, size = std::fabs(a * x) + std::fabs(b * y);
@@ -89,10 +96,12 @@ void check_case(const Case& c) {
   split.update(c, 3);
   CHECK(after.params.bytes() == split.params.bytes(), "3 threads");
   CHECK(after.momenta.bytes() == split.momenta.bytes(), "3 threads");
+  CHECK(after.squares.bytes() == split.squares.bytes(), "3 threads");
   CHECK(after.grads.bytes() == before.grads.bytes(), "gradients are only read");
   CHECK(after.direction.bytes() == before.direction.bytes(), "directions are only read");
   check_gaps(before.params, after.params, "params");
   check_gaps(before.momenta, after.momenta, "momenta");
+  check_gaps(before.squares, after.squares, "squares");
   const double weight = c.rule.ema ? 1 - c.rule.momentum : 1;
   for (int64_t i = 0; i < c.batch; ++i) {
     for (int64_t r = 0; r < c.rows; ++r) {
@@ -107,6 +116,13 @@ void check_case(const Case& c) {
           CHECK(after.momenta.at(i, r, col) == m, "no momentum is written");
         } else if (!close(c, after.momenta.at(i, r, col), c.rule.momentum, m, weight,
                           before.grads.at(i, r, col), c.momentum)) {
+          return;
+        }
+        const double v = before.squares.at(i, r, col), g = before.grads.at(i, r, col);
+        if (!c.has_squares) {
+          CHECK(after.squares.at(i, r, col) == v, "no second moments are written");
+        } else if (!close(c, after.squares.at(i, r, col), c.beta, v, c.beta == 1 ? 1 : 1 - c.beta,
+                          g * g, c.square)) {
           return;
         }
       }
@@ -178,6 +194,26 @@ void dtypes_and_rules() {
   }
 }
 
+void second_moments() {
+  for (const Dtype grad : lists::kDtypes) {
+    for (const Dtype square : lists::kDtypes) {
+      for (const Layout layout : lists::kLayouts) {
+        Case c = plain(2, 15, 33);
+        c.grad = grad, c.square = square, c.momentum_layout = layout;
+        c.has_squares = true;
+        check_case(c);
+        c.has_momentum = false, c.layout = Layout::kTransposed;
+        check_case(c);
+        c.beta = 1;
+        check_case(c);
+      }
+    }
+  }
+  Case c = plain(2, 250, 601);
+  c.has_squares = true;
+  check_case(c);
+}
+
 // Signed zeros, subnormals and NaN in the weights included.
 void no_step_keeps_every_bit() {
   for (const Dtype dtype : lists::kDtypes) {
@@ -198,6 +234,7 @@ void no_step_keeps_every_bit() {
 void not_finite_keeps_everything() {
   for (const Layout layout : lists::kLayouts) {
     Case c = plain(3, 17, 31);
+    c.has_squares = true;
     c.layout = c.momentum_layout = layout;
     State state(c), whole(c);
     const State before(c);
@@ -208,6 +245,7 @@ void not_finite_keeps_everything() {
       const State& expected = i == 1 ? before : whole;
       CHECK(state.params.bytes()[i] == expected.params.bytes()[i], "params %ld", long(i));
       CHECK(state.momenta.bytes()[i] == expected.momenta.bytes()[i], "momenta %ld", long(i));
+      CHECK(state.squares.bytes()[i] == expected.squares.bytes()[i], "squares %ld", long(i));
     }
   }
 }
@@ -227,6 +265,7 @@ int main() {
     force_level(level);
     shapes_and_layouts();
     dtypes_and_rules();
+    second_moments();
     no_step_keeps_every_bit();
     not_finite_keeps_everything();
     nothing();

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import OPTIMIZERS, problem, run, weights_of
 
-from schattor import ops, portable
+from schattor import ops
 from schattor.optim import Schattor
 
 pytestmark = pytest.mark.usefixtures("gpu_facts")
@@ -39,8 +39,8 @@ def test_steps_are_those_of_plain_torch(
     make: Callable[[Any], Schattor], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = stepped(make, dtype)
-    for name in ops._OPERATORS:
-        monkeypatch.setattr(ops, name, getattr(portable, name))
+    for operator in ops._OPERATORS:
+        monkeypatch.setattr(ops, operator.__name__, operator)
     theirs = stepped(make, dtype)
 
     # Three steps of at most 0.01, whose directions differ by the rounding of float16.

@@ -9,7 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from schattor.optim import SGD, AdamW, Muon, Schattor
+from schattor.optim import (
+    SGD,
+    SOAP,
+    AdamW,
+    KLShampoo,
+    MuAdam,
+    MuAdamSania,
+    Muon,
+    Schattor,
+    Shampoo,
+    SPlus,
+)
 from schattor.theory import exponents, oracles
 
 F64 = torch.float64
@@ -50,6 +61,11 @@ def run(optimizer: torch.optim.Optimizer, made: Problem, steps: int, first: int 
         optimizer.step()
 
 
+def calls_to_move(optimizer: torch.optim.Optimizer) -> int:
+    """Calls after which matrices have moved: the first of SOAP and KL-Shampoo gathers only."""
+    return 2 if optimizer.param_groups[0].get("preconditioner") in ("soap", "kl_shampoo") else 1
+
+
 # Every optimizer once, by what makes it different: the battery runs over this table.
 OPTIMIZERS: dict[str, Callable[[Any], Schattor]] = {
     "default": lambda params: Schattor(params, lr=0.01),
@@ -73,6 +89,39 @@ OPTIMIZERS: dict[str, Callable[[Any], Schattor]] = {
     "sgd": lambda params: SGD(params, lr=0.01, momentum=0.9, nesterov=True),
     "adamw": lambda params: AdamW(params, lr=0.01),
     "sign": lambda params: Schattor([{"params": list(params), "rule": "sign"}], lr=0.01),
+    "muadam": lambda params: MuAdam(params, lr=0.01),
+    "muadam_sania": lambda params: MuAdamSania(params, lr=0.01),
+    "padam_p3_nesterov": lambda params: Schattor(params, lr=0.01, p=3, preconditioner="padam"),
+    "factored": lambda params: Schattor(
+        params, lr=0.01, preconditioner="adam", second_moment="factored", scale="pin"
+    ),
+    "shampoo": lambda params: Shampoo(params, lr=0.01, precondition_frequency=2),
+    "shampoo_like_adam": lambda params: Shampoo(
+        params, lr=0.01, betas=(0.9, 0.99), precondition_frequency=2, grafting="adam"
+    ),
+    "shampoo_cut": lambda params: Shampoo(params, lr=0.01, max_preconditioner_dim=4),
+    "kl_shampoo": lambda params: KLShampoo(params, lr=0.01, precondition_frequency=2),
+    "soap": lambda params: SOAP(params, lr=0.01, precondition_frequency=2),
+    "soap_polar_factored": lambda params: Schattor(
+        params,
+        lr=0.01,
+        preconditioner="soap",
+        second_moment="factored",
+        precondition_frequency=3,
+        stagger=True,
+    ),
+    "soap_one_sided_l2": lambda params: Schattor(
+        params,
+        lr=0.01,
+        p=3,
+        preconditioner="soap",
+        max_precond_dim=6,
+        precondition_frequency=1,
+        coupling="l2",
+    ),
+    "splus": lambda params: SPlus(params, lr=0.1, inverse_every=2),
+    "like_adam": lambda params: Schattor(params, lr=0.01, scale="adam"),
+    "entries_p3": lambda params: Schattor(params, lr=0.01, p=3, norm="entries"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import F64, OPTIMIZERS, problem, run, weights_of
+from cases import F64, OPTIMIZERS, calls_to_move, problem, run, weights_of
 from torch import Tensor, nn
 
 from schattor.optim import Schattor
@@ -34,6 +34,8 @@ def test_closure_runs_first_with_grad_and_its_value_comes_back(make: Make) -> No
         loss.backward()
         return loss
 
+    for _ in range(calls_to_move(optimizer) - 1):
+        optimizer.step(closure)
     before = weights_of(made)
     assert torch.equal(optimizer.step(closure), sum((w**2).sum() for w in before))
     assert any(not torch.equal(p, w) for p, w in zip(made.params, before, strict=True))
@@ -68,7 +70,7 @@ def test_parameters_without_gradient_are_left_alone(make: Make) -> None:
     before = weights_of(made)
     optimizer.step()
     assert torch.equal(made.params[1], before[1])
-    run(optimizer, made, 1)
+    run(optimizer, made, calls_to_move(optimizer))
     greedy = optimizer.param_groups[0]["coupling"] == "greedy"  # moves another one
     assert greedy or not torch.equal(made.params[1], before[1])
     for param in made.params:
@@ -161,6 +163,8 @@ def test_non_finite_gradient_leaves_its_block_bit_for_bit_and_is_counted(
 ) -> None:
     made = problem()
     optimizer = make(made.params)
+    if "most" in (optimizer.param_groups[0]["blocks"] or {}):
+        optimizer.param_groups[0]["blocks"] = None  # else the parameter's other blocks move
     run(optimizer, made, 2)
     before = weights_of(made)
     moments = {
@@ -207,15 +211,21 @@ def test_hard_gradients_have_a_defined_downhill_step(make: Make, grad: Tensor) -
     optimizer = make([param])
     for group in optimizer.param_groups:
         group["lr"] = 1.0
-    optimizer.step()
+    for _ in range(calls_to_move(optimizer)):
+        optimizer.step()
     assert param.isfinite().all()
     if float(param.detach().abs().max()) > 0:
         cosine = torch.nn.functional.cosine_similarity(
             -param.detach().double().flatten(), grad.double().flatten(), dim=0, eps=1e-300
         )
         assert cosine > 0.2
-    else:  # a regularized step of a tiny gradient may be below the smallest number
-        assert optimizer.param_groups[0]["oracle"] == "regularized"
+    else:
+        # A regularized step of a tiny gradient may be below the smallest number, and squares of
+        # gradients beyond 1e-19 .. 1e19 are no float32 numbers.
+        group = optimizer.param_groups[0]
+        squares = group["preconditioner"] is not None or group["scale"] == "adam"
+        beyond = not 1e-19 < float(grad.abs().max()) < 1e19
+        assert group["oracle"] == "regularized" or (squares and beyond)
 
 
 @battery
@@ -224,7 +234,8 @@ def test_empty_parameters_are_allowed(make: Make) -> None:
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer = make(params)
-    optimizer.step()
+    for _ in range(calls_to_move(optimizer)):
+        optimizer.step()
     assert params[2].abs().sum() > 0
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     optimizer.step()

@@ -67,10 +67,10 @@ def test_a_route_stays_when_the_processor_is_another() -> None:
 
 def test_chunks_cover_the_bucket_within_the_workspace() -> None:
     key = BucketKey(0, 8, 8, torch.float32, torch.float32, None, torch.device("cpu"))
-    bucket = Bucket("test", key)
-    for index in range(10):
-        bucket.add(str(index), torch.zeros(8, 8), None, None, 1.0)
     optimizer = Schattor([torch.nn.Parameter(torch.zeros(8, 8))], p=3)
+    bucket = Bucket("test", key, optimizer.param_groups[0])
+    for index in range(10):
+        bucket.add(str(index), torch.zeros(8, 8), None, None, 1.0, ({}, ""))
     block = (4 + 2) * 8 * 8 * 4 / 2**20  # of a direct chain
     group = {**optimizer.param_groups[0], "workspace_mb": 3.5 * block}
     assert bucket.follow(group)
@@ -80,10 +80,10 @@ def test_chunks_cover_the_bucket_within_the_workspace() -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_chunks_on_a_processor_fit_its_caches(threads: int) -> None:
     key = BucketKey(0, 512, 512, torch.float32, torch.float32, None, torch.device("cpu"))
-    bucket = Bucket("test", key)
-    for index in range(20):
-        bucket.add(str(index), torch.empty(512, 512), None, None, 1.0)
     optimizer = Schattor([torch.nn.Parameter(torch.zeros(8, 8))], p=3)
+    bucket = Bucket("test", key, optimizer.param_groups[0])
+    for index in range(20):
+        bucket.add(str(index), torch.empty(512, 512), None, None, 1.0, ({}, ""))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -37,12 +37,22 @@ def captured(optimizer: Schattor, capturing: Any) -> None:
     capturing(False)
 
 
-@pytest.mark.parametrize("coupling", [None, "l2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"coupling": "l2"},
+        {"preconditioner": "adam", "scale": "spectral"},
+        {"preconditioner": "padam", "coupling": "l2"},
+        {"scale": "adam"},
+    ],
+    ids=str,
+)
 def test_a_replay_follows_lr_decay_momentum_and_p_bit_for_bit(
-    coupling: Any, capturing: Any
+    settings: dict[str, Any], capturing: Any
 ) -> None:
     eager, graph = problem(SHAPES), problem(SHAPES)
-    optimizers = [Schattor(m.params, lr=0.1, p=3.0, coupling=coupling) for m in (eager, graph)]
+    optimizers = [Schattor(m.params, lr=0.1, p=3.0, **settings) for m in (eager, graph)]
     for optimizer, made in zip(optimizers, (eager, graph), strict=True):
         run(optimizer, made, 1)
     optimizers[0].step()

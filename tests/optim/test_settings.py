@@ -43,7 +43,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"momentum_form": "polyak"}, ValueError, "momentum_form must be"),
     ({"nesterov": 1}, TypeError, "nesterov must be a bool, got 1 (int)"),
     ({"weight_decay": -0.1}, ValueError, "weight_decay must be a finite number >= 0, got -0.1"),
-    ({"scale": "rmse"}, ValueError, 'scale must be None or "unit", "spectral" or "rms"'),
+    ({"scale": "rmse"}, ValueError, 'scale must be None or "unit", "spectral", "rms"'),
     ({"oracle": "regularized", "scale": "rms"}, ValueError, "whose length is its own, got 'rms'"),
     ({"method": "svd"}, ValueError, "method must be"),
     ({"steps": 3}, ValueError, "Schattor: steps must be in [4, 10], got 3"),
@@ -54,7 +54,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"chain_dtype": torch.int8}, ValueError, "chain_dtype must be None or torch.float64"),
     ({"chain_dtype": "float16"}, TypeError, "got 'float16' (str)"),
     ({"momentum_dtype": torch.complex64}, ValueError, "momentum_dtype must be"),
-    ({"betas": (0.9, 1.0)}, ValueError, "betas must be two numbers in [0, 1)"),
+    ({"betas": (1.0, 0.9)}, ValueError, "betas must be two numbers in [0, 1)"),
     ({"betas": (0.9,)}, ValueError, "got (0.9,)"),
     ({"eps": -1e-8}, ValueError, "eps must be a finite number >= 0"),
     ({"maximize": "no"}, TypeError, "maximize must be a bool"),
@@ -65,6 +65,25 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         'block_weights must be None with coupling="block_diagonal"',
     ),
     ({"coupling": "block_diagonal", "power": -0.1}, ValueError, "power must be >= 0 with coupling"),
+    ({"preconditioner": "sopa"}, ValueError, 'preconditioner must be None or "adam", "sania"'),
+    ({"preconditioner": "soap", "capturable": True}, ValueError, "capturable must be False"),
+    (
+        {"preconditioner": "splus", "second_moment": "factored"},
+        ValueError,
+        "second_moment must be \"full\" with preconditioner='splus', which keeps none",
+    ),
+    (
+        {"preconditioner": "shampoo", "max_precond_dim": 0},
+        ValueError,
+        "max_precond_dim must be >= 1 with preconditioner='shampoo', got 0",
+    ),
+    ({"norm": "entries", "scale": "spectral"}, ValueError, "which has no singular values"),
+    ({"norm": "entries", "steps": 5}, ValueError, "must be left as they are"),
+    ({"norm": "entries", "power": -0.1}, ValueError, "power must be >= 0 with norm 'entries'"),
+    ({"norm": "max"}, ValueError, 'norm must be "schatten" or "entries"'),
+    ({"precondition_frequency": 0}, ValueError, "precondition_frequency must be None or an int"),
+    ({"shampoo_beta": 1.5}, ValueError, "shampoo_beta must be None or in [0, 1], got 1.5"),
+    ({"stagger": 1}, TypeError, "stagger must be a bool"),
 ]
 
 
@@ -170,3 +189,13 @@ def test_plain_turns_numpy_into_python() -> None:
     assert result == {"a": 0.1, "b": (0.5, 1), "c": [3, True]}
     assert [type(result["a"]), type(result["b"][0]), type(result["c"][0])] == [float, float, int]
     assert type(plain(True)) is bool and plain(None) is None and plain("x") == "x"
+
+
+def test_a_second_beta_of_one_is_a_sum_and_not_for_adamw() -> None:
+    """AdaGrad's sum is a matter of the matrix rule: torch's AdamW would divide by zero."""
+    matrix = {"params": [nn.Parameter(torch.zeros(2, 2))], "rule": "matrix"}
+    Schattor([matrix], preconditioner="adam", betas=(0.9, 1.0))
+    with pytest.raises(
+        ValueError, match=r'betas\[1\] must be in \[0, 1\) with rule="adamw", got 1'
+    ):
+        Schattor([nn.Parameter(torch.zeros(2))], betas=(0.9, 1.0))

@@ -44,8 +44,22 @@ def test_unit_factors_make_the_norm_one() -> None:
 
 def test_shape_factors() -> None:
     fans = [(4, 9), (9, 4)]
-    assert shape_factors("unit", 0.5, fans) == [1.0, 1.0]
-    assert shape_factors("rms", 0.5, fans) == pytest.approx([1.2, 1.2])
-    assert shape_factors("spectral", 0.0, fans) == pytest.approx([1.0, 1.5])
-    assert shape_factors("spectral", 1.0, fans) == pytest.approx([2.0, 3.0])
-    assert shape_factors("spectral", math.inf, fans) == pytest.approx([4.0, 6.0])
+
+    def factors(scale: str, power: float) -> list[float]:
+        return shape_factors(scale, power, fans, 0.25)
+
+    for scale in ("unit", "sgd", "adam"):
+        assert factors(scale, 0.5) == [1.0, 1.0]
+    assert factors("rms", 0.5) == pytest.approx([1.2, 1.2])
+    assert factors("spectral", 0.0) == pytest.approx([1.0, 1.5])
+    assert factors("spectral", 1.0) == pytest.approx([2.0, 3.0])
+    assert factors("spectral", math.inf) == pytest.approx([4.0, 6.0])
+    assert factors("width", 0.5) == pytest.approx([2 / 13, 2 / 13])
+
+
+def test_pin_goes_from_muon_to_adam() -> None:
+    """From SGD to Muon, its code: ``sqrt(min) kappa^(1/p)``, their p the inverse of our power."""
+    muon, adam = (shape_factors("pin", power, [(4, 9)], 0.25)[0] for power in (0.0, 1.0))
+    assert muon == pytest.approx(math.sqrt(4))
+    assert adam == pytest.approx(0.25 * math.sqrt(4 * 9))
+    assert shape_factors("pin", 0.5, [(4, 9)], 0.25)[0] == pytest.approx(math.sqrt(muon * adam))

@@ -62,7 +62,7 @@ def test_power_stands_for_p_beyond_muon_and_split_blocks_have_numbers() -> None:
 
 def test_before_the_first_step_there_is_nothing_to_tell() -> None:
     optimizer = Schattor(nn.Linear(2, 2))
-    assert optimizer.stats() == {"nonfinite": 0, "blocks": {}}
+    assert optimizer.stats() == {"nonfinite": 0, "failed_refreshes": 0, "blocks": {}}
     assert "planned at the first step" in repr(optimizer)
     assert AdamW(nn.Linear(2, 2)).stats(spectra=True)["blocks"] == {}
 

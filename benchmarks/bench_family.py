@@ -1,0 +1,191 @@
+"""Whole steps of the preconditioned family, beside pytorch-optimizer and heavyball.
+
+    python benchmarks/bench_family.py [--device D] [--sets NAME ...] [--rounds N] [--out FILE]
+
+Every optimizer steps the same weights with the same gradients. A measurement is a whole period of
+refreshes, so that eigendecompositions and QR are in it by their share; SOAP, Shampoo and KL-Shampoo
+refresh every 10 steps, SPlus every 100 (its authors' numbers). The table has milliseconds of one
+step, the worst step of a period, and the ratio to each peer. A peer that cannot be imported is
+named, and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import SETS, Shape
+from timing import interleaved, machine, measure_peak
+
+import schattor
+
+FREQUENCY = 10
+# A GPT of four layers, width 256, and one of GPT-2's layers.
+FAMILY_SETS: dict[str, list[Shape]] = {
+    "small GPT": [(256, 256)] * 16 + [(1024, 256)] * 4 + [(256, 1024)] * 4,
+    "character GPT": [(128, 128)] * 16 + [(344, 128)] * 8 + [(128, 344)] * 4,
+    "gpt2-small, one layer": [(768, 768)] * 4 + [(3072, 768), (768, 3072)],
+    "256 of 64 x 64": SETS["256 of 64 x 64"],
+}
+
+Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+def ours() -> dict[str, Make]:
+    """Members with their authors' settings."""
+    every: dict[str, Any] = {"precondition_frequency": FREQUENCY}
+    return {
+        "SOAP": lambda w: schattor.SOAP(w, **every),
+        "SOAP staggered": lambda w: schattor.SOAP(w, stagger=True, **every),
+        "SPlus": lambda w: schattor.SPlus(w),
+        "Shampoo": lambda w: schattor.Shampoo(w, lr=1e-3, **every),
+        "KL-Shampoo": lambda w: schattor.KLShampoo(w, **every),
+        "MuAdam": lambda w: schattor.MuAdam(w),
+        "Muon": lambda w: schattor.Muon(w),
+    }
+
+
+def peers() -> tuple[dict[str, Make], list[str]]:
+    """What others have of the family, under "member / package", and why some are missing."""
+    found: dict[str, Make] = {"AdamW / torch": lambda w: torch.optim.AdamW(w, foreach=True)}
+    missing = []
+    try:
+        import pytorch_optimizer as others
+
+        found |= {
+            "SOAP / pytorch-optimizer": lambda w: others.SOAP(w, precondition_frequency=FREQUENCY),
+            "SPlus / pytorch-optimizer": lambda w: others.SPlus(w),
+            "Shampoo / pytorch-optimizer": lambda w: others.Shampoo(
+                w, preconditioning_compute_steps=FREQUENCY
+            ),
+        }
+    except ImportError as error:
+        missing.append(f"pytorch-optimizer: {error}")
+    try:
+        import heavyball
+
+        heavyball.utils.compile_mode = None
+        settings: dict[str, Any] = {
+            "precondition_frequency": FREQUENCY,
+            "merge_dims": False,
+            "max_precond_dim": 10000,
+        }
+        found["SOAP / heavyball"] = lambda w: heavyball.SOAP(w, **settings)
+        found["KL-Shampoo / heavyball"] = lambda w: heavyball.KLShampoo(w, **settings)
+    except ImportError as error:
+        missing.append(f"heavyball: {error}")
+    return found, missing
+
+
+def weights_of(shapes: list[Shape], device: torch.device) -> list[torch.nn.Parameter]:
+    """Gaussian weights with gaussian gradients, the same at every call."""
+    generator = torch.Generator(device).manual_seed(0)
+    weights = []
+    for shape in shapes:
+        weight, grad = (torch.randn(shape, generator=generator, device=device) for _ in "wg")
+        weights.append(torch.nn.Parameter(0.02 * weight))
+        weights[-1].grad = grad
+    return weights
+
+
+class Period:
+    """A whole period of steps as one call, which remembers its slowest step."""
+
+    def __init__(self, name: str, make: Make, shapes: list[Shape], device: torch.device) -> None:
+        """``name`` says how long the period is."""
+        self.steps = 100 if name.startswith("SPlus") else FREQUENCY
+        self.worst: list[float] = []
+        self.weights = weights_of(shapes, device)
+        self._optimizer, self._device = make(self.weights), device
+        # heavyball takes gradients away.
+        self._grads = [weight.grad for weight in self.weights]
+
+    def __call__(self) -> None:
+        """All steps of one period, each after the gradients have been put back in place."""
+        worst = 0.0
+        for _ in range(self.steps):
+            for weight, grad in zip(self.weights, self._grads, strict=True):
+                weight.grad = grad
+            start = time.perf_counter()
+            self._optimizer.step()
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()
+            worst = max(worst, time.perf_counter() - start)
+        self.worst.append(worst)
+
+
+def measure(shapes: list[Shape], rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Time everything on one set, print the table, and return the numbers."""
+    others, _ = peers()
+    calls = {
+        name: Period(name, make, shapes, device) for name, make in {**ours(), **others}.items()
+    }
+    timings = interleaved(dict(calls), rounds, device)
+    results: dict[str, dict[str, Any]] = {}
+    for name, timing in timings.items():
+        steps = calls[name].steps
+        one = {key: value / steps for key, value in asdict(timing).items() if key != "rounds"}
+        worst = sorted(calls[name].worst[1:])[len(calls[name].worst[1:]) // 2]
+        results[name] = {**one, "rounds": rounds, "worst_step": worst}
+    for name, result in results.items():
+        member = name.split(" / ")[0].removesuffix(" staggered")
+        ratios = {
+            peer.split(" / ")[1]: value["median"] / result["median"]
+            for peer, value in results.items()
+            if " / " in peer and " / " not in name and peer.split(" / ")[0] == member
+        }
+        result["ratios"] = ratios
+        text = ", ".join(f"{ratio:.2f}x of {package}" for package, ratio in ratios.items())
+        print(
+            f"  {name:<28} {1e3 * result['median']:9.2f} {1e3 * result['lower']:9.2f}"
+            f" {1e3 * result['upper']:9.2f} {1e3 * result['worst_step']:9.2f}  {text}",
+            flush=True,
+        )
+    return results
+
+
+def main() -> None:
+    """Run the chosen sets and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--sets", nargs="+", default=list(FAMILY_SETS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    out = options.out or Path(__file__).parent / f"results/family_{device.type}.json"
+
+    peak = measure_peak(device)
+    facts = machine(peak, device)
+    print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
+    print(peak)
+    _, missing = peers()
+    for each in missing:
+        print(f"left out: {each}")
+    sets = {}
+    for name in options.sets:
+        shapes = FAMILY_SETS[name]
+        print(f"\n{name}: {len(shapes)} weights; milliseconds of a step")
+        print(f"  {'':<28} {'median':>9} {'lower':>9} {'upper':>9} {'worst':>9}")
+        sets[name] = measure(shapes, options.rounds, device)
+    after = measure_peak(device)
+    print(f"\nafter: {after}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": facts,
+        "sound": peak.sound and after.sound,
+        "missing": missing,
+        "sets": sets,
+    }
+    out.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()

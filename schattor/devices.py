@@ -1,0 +1,42 @@
+"""What planning knows of a device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from schattor import _C, ops
+
+__all__ = ["DeviceFacts", "device_facts"]
+
+
+class DeviceFacts(NamedTuple):
+    """What planning knows of a device.
+
+    kind: torch's device type; native: whether our kernels serve it; level: the instruction set in
+    force on a processor ("baseline", "avx2", "avx512", "amx"), the compute capability of a GPU of
+    CUDA ("sm_90"), empty elsewhere.
+    """
+
+    kind: str
+    native: bool
+    level: str
+
+
+def device_facts(device: torch.device) -> DeviceFacts:
+    """What planning knows of `device`.
+
+    >>> device_facts(torch.device("cpu")).native
+    True
+    """
+    return DeviceFacts(device.type, ops.native(device), _level(device))
+
+
+def _level(device: torch.device) -> str:
+    if device.type == "cpu":
+        return _C.cpu_level()
+    if device.type == "cuda" and torch.version.cuda and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"sm_{major}{minor}"
+    return ""

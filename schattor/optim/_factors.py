@@ -1,0 +1,124 @@
+"""Kronecker factors of a bucket's matrices, one a side: what they average, when they are refreshed.
+
+The sides of a wide batch are its rows, the shorter, and its columns. A side longer than
+``max_precond_dim`` has no factor: it stays as it is, as if its factor were the identity.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from schattor import ops
+from schattor.optim._settings import Group
+from schattor.theory.preconditioners import Preconditioner
+
+__all__ = ["Factors", "Index", "Raw", "Side", "eigenpairs"]
+
+Index = slice | Tensor
+
+
+class Raw(NamedTuple):
+    """Gradients of a chunk as they came: ``norms * wide``, each matrix of ``wide`` of norm 1."""
+
+    wide: Tensor  # [batch, rows, cols]
+    norms: Tensor  # [batch], zero where not finite
+    finite: Tensor  # [batch]
+
+
+class Side(NamedTuple):
+    """One side of all matrices of a bucket."""
+
+    right: bool  # the columns
+    factor: Tensor  # [batch, d, d]
+    frame: Tensor  # [batch, d, d]: eigenvectors, or an inverse root, of the factor
+    scale: Tensor | None = None  # [batch, d]: inverse roots of tracked eigenvalues
+
+
+class Factors:
+    """Both sides of a bucket, at least one of them present."""
+
+    def __init__(
+        self, spec: Preconditioner, rows: Side | None, cols: Side | None, ages: list[int]
+    ) -> None:
+        """``ages`` are the steps that each block has taken."""
+        self.spec, self.rows, self.cols = spec, rows, cols
+        self.present = [side for side in (rows, cols) if side is not None]
+        self.failed = 0
+        self._ages = ages
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors."""
+        return self.present[0].factor.dtype
+
+    def advance(self) -> None:
+        """One step was taken."""
+        self._ages = [age + 1 for age in self._ages]
+
+    def rates(self, raw: Raw, group: Group) -> tuple[Tensor, Tensor]:
+        """decay and share of ``F <- decay F + share X X'`` with matrices X of norm 1."""
+        beta = factor_beta(group)
+        decay = torch.where(raw.finite, torch.full_like(raw.norms, beta), 1.0)
+        return decay, raw.norms.square() * (1.0 if beta == 1 else 1 - beta)
+
+    def average(self, chunk: slice, raw: Raw, group: Group) -> None:
+        """Take gradients into the factors: ``G G'`` of rows, ``G' G`` of columns."""
+        rates = self.rates(raw, group)
+        for side in self.present:
+            ops.average_grams(side.factor[chunk], raw.wide, side.right, *rates)
+
+    def due(self, chunk: slice, group: Group) -> list[int]:
+        """Blocks of a chunk that are refreshed in this call."""
+        frequency = group["precondition_frequency"] or self.spec.frequency
+        start, count = group["start_preconditioning_step"], len(self._ages)
+        found = []
+        for i in range(chunk.start, chunk.stop):
+            offset = i * frequency // count if group["stagger"] else 0
+            if self.spec.is_due(self._ages[i], frequency, start, offset):
+                found.append(i)
+        return found
+
+    def is_first(self, block: int) -> bool:
+        """Whether the block has taken no step yet."""
+        return self._ages[block] == 0
+
+    def started(self, chunk: slice, group: Group) -> list[bool]:
+        """Which blocks have had their first refresh, where factors learn first."""
+        first = group["start_preconditioning_step"]
+        first = first or group["precondition_frequency"] or self.spec.frequency
+        return [age + 1 >= first for age in self._ages[chunk]]
+
+
+def factor_beta(group: Group) -> float:
+    """What factors decay by: ``shampoo_beta``, or the second of ``betas``."""
+    given = group["shampoo_beta"]
+    return float(group["betas"][1] if given is None else given)
+
+
+def index_of(blocks: list[int], chunk: slice, device: torch.device) -> Index:
+    """Blocks of a chunk as an index: a slice, which copies nothing, where they are all of it."""
+    whole = len(blocks) == chunk.stop - chunk.start
+    return chunk if whole else torch.tensor(blocks, device=device)
+
+
+def eigenpairs(factors: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """Eigenvalues and eigenvectors, descending, and which matrices of the batch failed (zeros).
+
+    Where a batch does not converge its matrices are taken one by one, in float64.
+    """
+    failed: list[int] = []
+    try:
+        values, vectors = torch.linalg.eigh(factors)
+        return values.flip(-1), vectors.flip(-1), failed
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        values, vectors = torch.zeros_like(factors[:, 0]), torch.zeros_like(factors)
+    for i, factor in enumerate(factors):
+        try:
+            found = torch.linalg.eigh(factor.double())
+            values[i], vectors[i] = found[0].flip(-1), found[1].flip(-1)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            failed.append(i)
+    return values, vectors, failed

@@ -1,0 +1,58 @@
+"""Shampoo's coordinates: inverse roots of the factors on both sides of the momentum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from schattor.optim._factors import Factors, Raw, Side, eigenpairs, factor_beta, index_of
+from schattor.optim._settings import Group
+from schattor.theory.preconditioners import Preconditioner
+
+__all__ = ["Roots"]
+
+
+class Roots(Factors):
+    """``S_L X S_R`` with ``S = (F/c + eps)^-1/8`` (-1/4 if one side is alone); ``S = I`` at first.
+
+    Applied before and after the oracle, they make up the exponent -1/4 of Shampoo on each side.
+    """
+
+    def __init__(
+        self, spec: Preconditioner, rows: Side | None, cols: Side | None, ages: list[int]
+    ) -> None:
+        """The roots are the frames of the sides."""
+        super().__init__(spec, rows, cols, ages)
+        self._squared = {side.right: torch.bmm(side.frame, side.frame) for side in self.present}
+
+    def applied(self, chunk: slice, x: Tensor) -> Tensor:
+        """``S_L X S_R``."""
+        return self._applied({side.right: side.frame[chunk] for side in self.present}, x)
+
+    def applied_twice(self, chunk: slice, x: Tensor) -> Tensor:
+        """``S_L^2 X S_R^2``."""
+        return self._applied({right: root[chunk] for right, root in self._squared.items()}, x)
+
+    def _applied(self, roots: dict[bool, Tensor], x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        x = torch.bmm(roots[False], x) if False in roots else x
+        return torch.bmm(x, roots[True]) if True in roots else x
+
+    def learn(self, chunk: slice, raw: Raw, taken: Tensor, group: Group) -> None:
+        """Take gradients into the factors, and refresh the roots that are due."""
+        self.average(chunk, raw, group)
+        due = self.due(chunk, group)
+        if not due:
+            return
+        index, beta = index_of(due, chunk, taken.device), factor_beta(group)
+        corrected = beta < 1 and group["bias_correction"] is not False
+        corrections = 1 - beta ** (taken[index] + 1) if corrected else torch.ones(len(due))
+        exponent = -1 / (4 * len(self.present))
+        for side in self.present:
+            values, vectors, failed = eigenpairs(side.factor[index])
+            self.failed += len(failed)
+            values = values.clamp_min(0) / corrections.to(values)[:, None] + group["eps"]
+            root = torch.bmm(vectors * values.pow(exponent)[:, None, :], vectors.mT)
+            root[failed] = side.frame[index][failed]
+            side.frame[index] = root
+            self._squared[side.right][index] = torch.bmm(root, root)

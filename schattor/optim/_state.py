@@ -1,0 +1,98 @@
+"""State of the matrix rule: what parameters begin with, and what a plan depends on."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from schattor.optim._preconditioned import create_statistics
+from schattor.optim._settings import Group, State
+
+__all__ = ["create_state", "joined_counters", "keeps_momentum", "signature"]
+
+# Keys of a group that a plan is built from: p, lr, momentum and decay may change freely between
+# steps, any of these means planning again.
+_structure = itemgetter(
+    "rule",
+    "oracle",
+    "coupling",
+    "scale",
+    "method",
+    "steps",
+    "chain_dtype",
+    "coefficients",
+    "capturable",
+    "workspace_mb",
+    "momentum_dtype",
+    "norm",
+    "preconditioner",
+    "second_moment",
+    "max_precond_dim",
+)
+
+
+def keeps_momentum(group: Group) -> bool:
+    """Whether parameters of a group have a buffer; also where a scheduler begins at momentum 0."""
+    return group["momentum"] != 0 or "initial_momentum" in group
+
+
+def signature(groups: list[Group], state: State) -> list[Any]:
+    """What a plan is built from. Compared at every step, so it asks each parameter for little."""
+    sign: list[Any] = []
+    for group in groups:
+        sign.append((_structure(group), keeps_momentum(group), len(group["params"])))
+        sign.append((repr(group.get("blocks")), repr(group["block_weights"])))
+        for param in group["params"]:
+            grad = param.grad
+            if grad is not None:
+                momentum = state.get(param, _EMPTY).get("momentum_buffer")
+                sign.append(
+                    (
+                        id(param),
+                        param.data_ptr(),
+                        grad.dtype,
+                        grad.layout,
+                        0 if momentum is None else momentum.data_ptr(),
+                    )
+                )
+    return sign
+
+
+_EMPTY: dict[str, Any] = {}
+
+
+def create_state(groups: list[Group], state: State) -> None:
+    """State for every parameter that may move, with a gradient or not.
+
+    Checkpoints of all ranks and all runs then hold the same keys.
+    """
+    for group in groups:
+        for param in group["params"]:
+            if group["rule"] != "matrix" or not (param.requires_grad or param.grad is not None):
+                continue
+            entry = state[param]
+            if "step" not in entry:
+                device = param.device if group["capturable"] else torch.device("cpu")
+                entry["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            if keeps_momentum(group) and "momentum_buffer" not in entry:
+                entry["momentum_buffer"] = torch.zeros_like(
+                    param, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
+                )
+            create_statistics(param, entry, group)
+
+
+def joined_counters(moving: list[Tensor], state: State) -> list[Tensor]:
+    """Step counters as views of one vector a device: one call advances them all."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for param in moving:
+        by_device.setdefault(state[param]["step"].device, []).append(param)
+    vectors = []
+    for params in by_device.values():
+        vector = torch.stack([state[param]["step"].float() for param in params])
+        for param, counter in zip(params, vector.unbind(), strict=True):
+            state[param]["step"] = counter
+        vectors.append(vector)
+    return vectors

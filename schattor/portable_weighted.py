@@ -1,0 +1,128 @@
+"""The operators of preconditioned steps in plain torch: `schattor.portable` has the others.
+
+A preconditioned direction is ``w * lmo(w * M)``: elementwise weights ``w``, held in float32 (or
+float64, where anything of the call is) as a batch of the same shape as the wide batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from schattor.portable import (
+    _applied,
+    _frobenius,
+    _gram,
+    _mirrored,
+    _per_matrix,
+    _reciprocal,
+    _sum_dtype,
+    inner_products,
+    scatter_update,
+)
+
+
+def _averaged(squares: Sequence[Tensor], grad: Tensor, beta: Tensor) -> Tensor:
+    """``beta v + (1 - beta) g^2``; a sum, ``v + g^2``, where ``beta`` is 1."""
+    share = torch.where(beta == 1, torch.ones_like(beta), 1 - beta).to(grad.dtype)
+    return (
+        beta.to(grad.dtype) * torch.stack([v.to(grad.dtype) for v in squares])
+        + share * grad.square()
+    )
+
+
+@torch.no_grad()
+def gather_weighted(
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    momentum: Tensor,
+    ema: bool,
+    nesterov: bool,
+    beta: Tensor,
+    corrections: Tensor,
+    eps: Tensor,
+    root: float,
+    exponent: Tensor,
+    size: float,
+    weights: Tensor,
+    wide: Tensor,
+    norms: Tensor,
+    finite: Tensor,
+) -> None:
+    """Write ``size w M / |w M|_F`` into ``wide``, ``|w M|_F / size`` into ``norms``; moments stay.
+
+    ``M`` is that of `gather_momentum`. With second moments ``squares``, the weights are written:
+    ``v = beta v + (1 - beta) g^2`` (``v + g^2`` where beta is 1) and
+    ``w = ((v / correction)^root + eps)^-exponent``, 0 where ``v`` is 0; ``root`` is 1 or 0.5.
+    Where ``squares`` is empty they are read. Where an entry of ``w M`` or ``v`` is not finite,
+    ``finite`` is False and ``wide`` and ``norms`` are 0.
+    """
+    if not grads:
+        return
+    dtype = _sum_dtype(*grads, *momenta, *squares, wide)
+    grad = torch.stack([g.to(dtype) for g in grads])
+    old = torch.stack([m.to(dtype) for m in momenta]) if momenta else None
+    applied, _ = _applied(grad, old, momentum, ema, nesterov)
+    sound = applied.isfinite()
+    if squares:
+        v = _averaged(squares, grad, beta)
+        corrected = (v / _per_matrix(corrections, v)).pow(root) + _per_matrix(eps, v)
+        weights.copy_(torch.where(v > 0, corrected.pow(-exponent.to(dtype)), torch.zeros_like(v)))
+        sound &= v.isfinite()
+    applied = applied * weights.to(dtype)
+    sound &= applied.isfinite()
+    finite.copy_(sound.flatten(1).all(1))
+    applied = torch.where(finite[:, None, None], applied, torch.zeros_like(applied))
+    if applied[0].numel() == 0:
+        norms.zero_()
+        return
+    # The largest entry first: squares of entries near 1e-30 or 1e30 are not float32 numbers.
+    peak = applied.abs().flatten(1).amax(1)
+    applied = applied / torch.where(peak > 0, peak, torch.ones_like(peak))[:, None, None]
+    norm = _frobenius(applied)
+    norms.copy_(norm * peak.to(norm.dtype) / size)
+    wide.copy_(applied * _per_matrix(size * _reciprocal(norm), applied))
+
+
+@torch.no_grad()
+def weigh(weights: Tensor, direction: Tensor) -> Tensor:
+    """``w <- w * direction`` in place of the weights; its squared Frobenius norms ``[batch]``."""
+    weights.mul_(direction)
+    return inner_products(weights, weights)
+
+
+@torch.no_grad()
+def scatter_moments(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    direction: Tensor,
+    scale: Tensor,
+    decay: Tensor,
+    momentum: Tensor,
+    beta: Tensor,
+    ema: bool,
+    finite: Tensor,
+) -> None:
+    """`scatter_update`, and ``v <- beta v + (1 - beta) g^2`` (``v + g^2`` at 1) where finite."""
+    scatter_update(params, grads, momenta, direction, scale, decay, momentum, ema, finite)
+    for i, (old, grad) in enumerate(zip(squares, grads, strict=False)):
+        dtype = _sum_dtype(old, grad)
+        (new,) = _averaged([old], grad[None].to(dtype), beta)
+        old.copy_(torch.where(finite[i], new.to(old.dtype), old))
+
+
+@torch.no_grad()
+def average_grams(factors: Tensor, wide: Tensor, right: bool, decay: Tensor, share: Tensor) -> None:
+    """``F <- decay F + share X X'`` (``X' X`` if ``right``), exactly symmetric, in place.
+
+    ``factors`` is ``[batch, d, d]``, d the rows (the columns if ``right``) of ``wide``; ``decay``
+    and ``share`` are ``[batch]``.
+    """
+    gram = _gram(wide.mT) if right else _gram(wide)
+    factors.mul_(_per_matrix(decay, factors))
+    factors.add_(_per_matrix(share, factors) * _mirrored(gram).to(factors.dtype))
