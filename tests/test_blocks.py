@@ -23,6 +23,9 @@ SPECS = [
     ((6, 4), {"rows": [3, 2, 1]}),
     ((6, 4), {"rows": 3, "cols": (1, 3)}),
     ((6, 4), {"rows": 2, "interleaved": True}),
+    ((7, 10), {"most": 3}),
+    ((8, 5, 3), {"batch": 1, "rows": (4, 1), "most": 2}),
+    ((7, 4, 3, 3), {"most": 10}),
     ((3, 4, 5), {"batch": 1}),
     ((3, 4, 5), {"batch": 1, "rows": 2}),
     ((3, 5, 4), {"batch": 1, "cols": 2, "out": 1, "interleaved": True}),
@@ -74,6 +77,11 @@ def test_order_is_batch_then_rows_then_cols() -> None:
     views = block_views(tensor, {"batch": 1, "rows": 2, "cols": 2})
 
     assert [view.item() for view in views] == tensor.flatten().tolist()
+
+
+def test_longer_sides_are_cut_at_every_mostth_row_and_column() -> None:
+    assert block_shapes((5, 7), {"most": 4}) == [(4, 4), (4, 3), (1, 4), (1, 3)]
+    assert block_shapes((4, 4), {"most": 4}) == [(4, 4)]
 
 
 def test_interleaved_takes_every_nth() -> None:
@@ -182,6 +190,7 @@ def test_specs_go_through_a_state_dict_of_plain_values() -> None:
         ((6, 4), {"out": 2}, ValueError, "out must be 0 or 1, got 2"),
         ((6, 4), {"interleaved": 1, "rows": 2}, ValueError, "interleaved must be a bool, got 1"),
         ((6, 4), {"interleaved": True}, ValueError, "interleaved needs rows or cols"),
+        ((6, 4), {"most": 0}, ValueError, "most must be an int >= 1, got 0"),
         ((6, 4), {"interleaved": True, "rows": (3, 3)}, ValueError, "interleaved needs rows or"),
         ((6,), None, ValueError, r"needs two dimensions .*, got shape \(6,\)"),
         ((), None, ValueError, r"needs two dimensions .*, got shape \(\)"),

@@ -190,3 +190,24 @@ def test_start_block_is_the_same_in_every_call() -> None:
     assert first.shape == drawn.shape == (2, 9, 3)
     assert torch.equal(first[0], first[1]) and torch.equal(first[:1], second)
     assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0, 40.0, math.inf])
+def test_entries_are_the_oracle_of_the_norm_of_all_entries(power: float) -> None:
+    """``|D|_p = 1`` and ``<X, D> = |X|_q``, the equality of Hoelder; zeros stay zero."""
+    wide = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0), dtype=F64)
+    wide[0, :, ::2] = 0.0
+    wide[1] = 0.0
+    wide /= wide.norm(dim=(1, 2), keepdim=True).clamp_min(1e-300)
+    plan = planning.plan(power, 5, 8, F64, AVX, norm="entries")
+    found = wide_direction(wide, directions.scalars(wide, power), None, plan)
+    p = 1 + 1 / power if power else math.inf
+    q = 1 + power
+    for x, direction, inner, square, dual in zip(wide, *found, strict=True):
+        assert float(dual) == pytest.approx(float(x.abs().flatten().norm(q)), rel=1e-12)
+        assert float((x * direction).sum()) == pytest.approx(float(inner), rel=1e-12)
+        assert float(direction.square().sum()) == pytest.approx(float(square), rel=1e-12)
+        assert (direction[x == 0] == 0).all()
+        if float(dual):
+            unit = direction * dual / inner
+            assert float(unit.abs().flatten().norm(p)) == pytest.approx(1.0, rel=1e-12)

@@ -54,6 +54,23 @@ def test_exact_serves_every_power(power: float) -> None:
     assert plan(power, 8, 8, F32, AVX, method="exact").route == "exact"
 
 
+@pytest.mark.parametrize(
+    ("power", "route"), [(0.0, "entries"), (1.0, "identity"), (40.0, "entries")]
+)
+def test_entries_need_no_singular_values(power: float, route: str) -> None:
+    found = planning.plan(power, 8, 16, torch.bfloat16, AVX, norm="entries")
+    assert found.route == route and found.dtype == torch.float32
+    assert planning.plan(power, 1, 16, torch.float64, AVX, norm="entries").dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "exact"}, {"steps": 5}, {"coefficients": "jordan"}]
+)
+def test_entries_refuse_settings_of_singular_values(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="plan: norm 'entries' takes no singular values"):
+        planning.plan(0.0, 8, 16, torch.float32, AVX, norm="entries", **settings)  # type: ignore[arg-type]
+
+
 def test_p_one_is_rank_one() -> None:
     sharp, sharper = plan(math.inf, 512, 512, F32, AVX), plan(40.0, 512, 512, F32, AVX)
 

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from schattor.blocks import BlockSpec
-from schattor.optim import Schattor
+from schattor.optim import Schattor, create
 from schattor.routing import route
 
 __all__ = ["SchattorFactory", "StatsCallback", "parameter_groups", "trainer_optimizer"]
@@ -85,24 +85,25 @@ class SchattorFactory:
         rules: Mapping[Any, Any] | None = None,
         blocks: Mapping[Any, BlockSpec | None] | None = None,
         split_fused: bool = True,
+        name: str = "schattor",
         **keywords: Any,
     ) -> Schattor:
-        """``Schattor(parameter_groups(model, ...), **keywords)``."""
+        """``create(name, parameter_groups(model, ...), **keywords)``."""
         groups = parameter_groups(
             model, weight_decay=weight_decay, rules=rules, blocks=blocks, split_fused=split_fused
         )
-        return Schattor(groups, weight_decay=weight_decay, **keywords)
+        return create(name, groups, weight_decay=weight_decay, **keywords)
 
 
 def trainer_optimizer(
     *,
     lr: float,
-    p: float | None = None,
+    name: str = "schattor",
     weight_decay: float = 0.0,
     rules: Mapping[Any, Any] | None = None,
     blocks: Mapping[Any, BlockSpec | None] | None = None,
     split_fused: bool = True,
-    **schattor_keywords: Any,
+    **settings: Any,
 ) -> tuple[type[SchattorFactory], dict[str, Any]]:
     """The pair for ``Trainer(optimizer_cls_and_kwargs=...)``: one optimizer for the whole model.
 
@@ -111,24 +112,26 @@ def trainer_optimizer(
 
     Args:
         lr: learning rate >= 0; with the default ``scale="rms"`` one that suits AdamW.
-        p: Schatten index in [1, inf]; None: inf, or what ``power`` says.
+        name: of the member of the family, one of `schattor.available()`.
         weight_decay: decoupled decay of matrices, embeddings and heads, a number >= 0.
         rules, blocks, split_fused: overrides of the routing, as in `schattor.route`.
-        schattor_keywords: any other argument of `schattor.Schattor`.
+        settings: any other argument of the member: ``p=3.0`` of `schattor.Schattor`.
 
     Raises:
-        TypeError, ValueError: at once, as `schattor.Schattor` would: unknown names, wrong values.
+        TypeError, ValueError: at once, as the member would: unknown names, wrong values.
 
     >>> factory, keywords = trainer_optimizer(lr=1e-3, p=3.0)
     >>> optimizer = factory()(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), **keywords)
     >>> optimizer.param_groups[0]["p"]
     3.0
     """
-    keywords = {"lr": lr, "p": p, "weight_decay": weight_decay, **schattor_keywords}
+    keywords = {"lr": lr, "weight_decay": weight_decay, **settings}
     # Weights by name need the names of a model; all else is checked here, not inside Trainer.
-    Schattor([nn.Parameter(torch.zeros(1, 1))], **{**keywords, "block_weights": None})
+    checked = {key: value for key, value in keywords.items() if key != "block_weights"}
+    create(name, [nn.Parameter(torch.zeros(1, 1))], **checked)
     return SchattorFactory, {
         **keywords,
+        "name": name,
         "rules": rules,
         "blocks": blocks,
         "split_fused": split_fused,

@@ -18,8 +18,6 @@ __all__ = ["Bases"]
 # Entries of a rotated matrix below this many roundings of its norm are those of a zero.
 _ROUNDING = 4
 
-Turn = tuple[Tensor | None, Tensor | None]
-
 
 class Bases(Factors):
     """``Q_L' X Q_R``; a side that is not present stays."""
@@ -91,11 +89,32 @@ class Bases(Factors):
             if blocks:
                 index = index_of(blocks, chunk, taken.device)
                 places = [i - chunk.start for i in blocks]
-                kept = raw.finite.logical_not()[places][:, None, None]
-                sides = (self.rows, self.cols)
-                turns = [self._turned(side, index, kept, blocks is fresh) for side in sides]
-                _turn([momenta[i] for i in places] if momenta else [], kept, turns)
-                self._permute(index, [squares[i] for i in places] if squares else [], kept, turns)
+                chosen = (
+                    [momenta[i] for i in places] if momenta else [],
+                    [squares[i] for i in places] if squares else [],
+                )
+                self._refresh(index, _kept(raw.finite[places]), *chosen, blocks is fresh)
+
+    def _refresh(
+        self,
+        index: Index,
+        kept: Tensor | None,
+        momenta: list[Tensor],
+        squares: list[Tensor],
+        fresh: bool,
+    ) -> None:
+        """New bases, and the moments in them; blocks that are ``kept`` stay as they are."""
+        sides = (self.rows, self.cols)
+        old: list[Tensor | None] = [None, None]
+        orders: list[Tensor | None] = [None, None]
+        for i, side in enumerate(sides):
+            if side is not None:
+                basis = side.frame[index].clone()
+                new, orders[i] = self._turned(side, index, basis, fresh)
+                side.frame[index] = _unless(kept, basis, new)
+                old[i] = basis
+        _turn(momenta, kept, old, [None if side is None else side.frame[index] for side in sides])
+        self._permute(index, squares, kept, orders)
 
     def _track(self, chunk: slice, raw: Raw, inside: Tensor, taken: Tensor, group: Group) -> None:
         """Factors of gradients whitened on their other side; running eigenvalues in the bases.
@@ -131,54 +150,80 @@ class Bases(Factors):
             return scale[:, :, None] * torch.bmm(basis.mT, wide), scale[:, :, None] * inside
         return torch.bmm(wide, basis) * scale[:, None, :], inside * scale[:, None, :]
 
-    def _turned(self, side: Side | None, index: Index, kept: Tensor, fresh: bool) -> Turn:
-        """Refresh a side's basis: ``Q_new' Q_old``, and the order that the old columns were put in.
+    def _turned(
+        self, side: Side, index: Index, old: Tensor, fresh: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """A side's new basis, and the order that the old one's columns were put in.
 
         Fresh ones are all eigenvectors, others one power step ``qr(F Q)``, before which SOAP sorts
-        the columns by ``diag(Q' F Q)``. Where ``kept``, for a gradient that is not finite, the
-        basis stays.
+        the columns by ``diag(Q' F Q)``.
         """
-        if side is None:
-            return None, None
-        old, factor, order = side.frame[index], side.factor[index], None
+        factor, order = side.factor[index], None
         if fresh:
             _, new, failed = eigenpairs(factor)
             self.failed += len(failed)
             new[failed] = old[failed]
-        else:
-            product = torch.bmm(factor, old)
-            if self.spec.weights == "moments":
-                values = (old * product).sum(-2)
-                order = values.argsort(dim=-1, descending=True, stable=True)
-                product = product.gather(-1, order[:, None, :].expand_as(product))
-            new = torch.linalg.qr(product)[0]
-        turn = torch.bmm(new.mT, old)  # before `old`, a view, is written
-        side.frame[index] = torch.where(kept, old, new)
-        return turn, order
+            return new, None
+        product = torch.bmm(factor, old)
+        if self.spec.weights == "moments":
+            values = (old * product).sum(-2)
+            order = values.argsort(dim=-1, descending=True, stable=True)
+            product = product.gather(-1, order[:, None, :].expand_as(product))
+        # Q alone: torch.linalg.qr would form R too, which costs as much as a fifth of it.
+        return torch.linalg.householder_product(*torch.geqrf(product)), order
 
     def _permute(
-        self, index: Index, squares: list[Tensor], kept: Tensor, turns: list[Turn]
+        self,
+        index: Index,
+        squares: list[Tensor],
+        kept: Tensor | None,
+        orders: list[Tensor | None],
     ) -> None:
         """Second moments in the order of their sorted bases; they do not turn."""
-        (_, rows), (_, cols) = turns
+        rows, cols = orders
         for i, each in enumerate(squares):
             moved = each if rows is None else each.index_select(0, rows[i])
             moved = moved if cols is None else moved.index_select(1, cols[i])
-            each.copy_(torch.where(kept[i], each, moved))
-        for mean, order in zip(self._means, (rows, cols), strict=True):
+            each.copy_(_unless(None if kept is None else kept[i], each, moved))
+        for mean, order in zip(self._means, orders, strict=True):
             if mean is not None and order is not None:
                 old = mean[index]
-                mean[index] = torch.where(kept[:, 0], old, old.gather(-1, order))
+                own = None if kept is None else kept[:, 0]
+                mean[index] = _unless(own, old, old.gather(-1, order))
 
 
-def _turn(x: list[Tensor], kept: Tensor, turns: list[Turn]) -> None:
-    """``T_L x T_R'`` in place of moments whose bases have turned."""
-    (rows, _), (cols, _) = turns
-    like = cols if rows is None else rows
-    if x and like is not None:
-        old = torch.stack([each.to(like.dtype) for each in x])
-        new = old if rows is None else torch.bmm(rows, old)
-        new = new if cols is None else torch.bmm(new, cols.mT)
-        noise = _ROUNDING * torch.finfo(new.dtype).eps * new.norm(dim=(1, 2), keepdim=True)
-        new = new * (new.abs() > noise)
-        torch._foreach_copy_(x, list(torch.where(kept, old, new).unbind()))
+def _kept(finite: Tensor) -> Tensor | None:
+    """``[batch, 1, 1]``, which blocks stay for a gradient that is not finite; None: none does.
+
+    A GPU is not asked: every block may.
+    """
+    if finite.is_cpu and finite.all():
+        return None
+    return finite.logical_not()[:, None, None]
+
+
+def _unless(kept: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
+    return new if kept is None else torch.where(kept, old, new)
+
+
+def _turn(
+    x: list[Tensor], kept: Tensor | None, old: list[Tensor | None], new: list[Tensor | None]
+) -> None:
+    """Moments in new bases, ``Q_new' Q_old x (...)'``, in place.
+
+    Rows are the shorter side: there the product of the bases is formed, while columns go by way of
+    the old coordinates.
+    """
+    (old_rows, old_cols), (new_rows, new_cols) = old, new
+    like = old_cols if old_rows is None else old_rows
+    if not x or like is None:
+        return
+    stayed = torch.stack([each.to(like.dtype) for each in x])
+    moved = stayed
+    if old_rows is not None and new_rows is not None:
+        moved = torch.bmm(torch.bmm(new_rows.mT, old_rows), moved)
+    if old_cols is not None and new_cols is not None:
+        moved = torch.bmm(torch.bmm(moved, old_cols.mT), new_cols)
+    noise = _ROUNDING * torch.finfo(moved.dtype).eps * moved.norm(dim=(1, 2))
+    moved = torch.where(moved.abs() > noise[:, None, None], moved, 0.0)
+    torch._foreach_copy_(x, list(_unless(kept, stayed, moved).unbind()))

@@ -6,10 +6,18 @@ from typing import Literal
 
 from torch import Tensor
 
+from schattor.optim._settings import Group
 from schattor.optim.schattor import Params, Schattor
 from schattor.theory import chains
 
 __all__ = ["SGD", "AdamW", "Muon"]
+
+
+class _OneRule(Schattor):
+    """A preset whose groups all follow one rule, whatever rule they came with: routed ones too."""
+
+    def _split(self, group: Group) -> list[Group]:
+        return super()._split({**group, "rule": self._fixed["rule"]})
 
 
 class Muon(Schattor):
@@ -103,7 +111,7 @@ def _row(coefficients: str | tuple[float, float, float]) -> str:
     )
 
 
-class SGD(Schattor):
+class SGD(_OneRule):
     """SGD, with the arguments and the L2 decay of ``torch.optim.SGD``; every step equals torch's.
 
     ``g <- g + weight_decay w``; ``m <- momentum m + (1 - dampening) g`` (the first ``m`` is ``g``);
@@ -157,7 +165,7 @@ class SGD(Schattor):
         )
 
 
-class AdamW(Schattor):
+class AdamW(_OneRule):
     """AdamW, with the arguments of ``torch.optim.AdamW``; every step equals torch's.
 
     ``m <- b1 m + (1-b1) g``; ``v <- b2 v + (1-b2) g^2``; ``w <- (1 - lr weight_decay) w

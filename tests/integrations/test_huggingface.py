@@ -38,7 +38,7 @@ from schattor.integrations.huggingface import (  # noqa: E402
     parameter_groups,
     trainer_optimizer,
 )
-from schattor.optim import Schattor  # noqa: E402
+from schattor.optim import SOAP, Schattor  # noqa: E402
 
 # The pair and the groups.
 
@@ -49,7 +49,19 @@ def test_the_pair_is_a_factory_and_no_optimizer() -> None:
     assert isinstance(factory()(make_model(), **keywords), Schattor)
 
 
+def test_members_come_by_name() -> None:
+    factory, keywords = trainer_optimizer(lr=1e-2, name="soap", precondition_frequency=5)
+    optimizer = factory()(make_model(), **keywords)
+    assert isinstance(optimizer, SOAP)
+    assert optimizer.param_groups[0]["precondition_frequency"] == 5
+    factory, keywords = trainer_optimizer(lr=1e-2, name="adamw")
+    groups = factory()(make_model(), **keywords).param_groups
+    assert {group["rule"] for group in groups} == {"adamw"}
+
+
 def test_wrong_options_fail_where_they_are_written() -> None:
+    with pytest.raises(ValueError, match="got 'soup'; did you mean 'soap'"):
+        trainer_optimizer(lr=1e-2, name="soup")
     with pytest.raises(ValueError, match=r"p must be in \[1, inf\], got 0.5"):
         trainer_optimizer(lr=1e-2, p=0.5)
     with pytest.raises(TypeError, match="nestrov"):
@@ -141,9 +153,23 @@ def test_one_group_per_device_mesh(gloo: Any) -> None:
 # Training, saving, resuming.
 
 
-@pytest.mark.parametrize("p", [2.0, 3.0, math.inf])
-def test_resume_is_bit_exact(tmp_path: Path, p: float) -> None:
-    pair = trainer_optimizer(lr=1e-2, p=p, weight_decay=0.1)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"p": 2.0},
+        {"p": 3.0},
+        {"p": math.inf},
+        {"name": "soap", "precondition_frequency": 2},
+        {"name": "splus", "inverse_every": 2},
+        {"name": "muadam"},
+        {"name": "kl_shampoo", "precondition_frequency": 3},
+        {"name": "shampoo", "grafting": "adam", "precondition_frequency": 3},
+        {"name": "sgd", "momentum": 0.9},
+    ],
+    ids=str,
+)
+def test_resume_is_bit_exact(tmp_path: Path, settings: dict[str, Any]) -> None:
+    pair = trainer_optimizer(lr=1e-2, weight_decay=0.1, **settings)
     whole = make_model()
     make_trainer(tmp_path / "whole", whole, pair).train()
 

@@ -180,6 +180,21 @@ def test_splus_evaluates_at_the_average_of_its_weights() -> None:
     optimizer.step()
 
 
+def test_splus_is_saved_at_its_average_and_resumed_where_it_was() -> None:
+    """As HuggingFace's Trainer does: it evaluates, then saves, and trains on."""
+    params = [nn.Parameter(torch.zeros(6, 6, dtype=F64)) for _ in range(2)]
+    optimizers = [SPlus([param], inverse_every=2, ema_rate=0.5) for param in params]
+    grads = gradients((6, 6), 6)
+    run(optimizers[0], params[0], grads[:4])
+    optimizers[0].eval()
+    params[1].data.copy_(params[0])
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for optimizer, param in zip(optimizers, params, strict=True):
+        optimizer.train()
+        run(optimizer, param, grads[4:])
+    assert torch.equal(params[0], params[1])
+
+
 def test_splus_moves_vectors_by_their_sign_at_a_rate_of_their_own() -> None:
     param = nn.Parameter(torch.zeros(5, dtype=F64))
     optimizer = SPlus([param], lr=0.1, weight_decay=0.0)
@@ -531,5 +546,5 @@ def test_groups_added_later_follow_their_preset() -> None:
         (schattor.AdamW, ("rule", "adamw")),
     ):
         optimizer = copy.deepcopy(preset([vector]))
-        optimizer.add_param_group({"params": [matrix]})
+        optimizer.add_param_group({"params": [matrix], "rule": "matrix"})
         assert optimizer.param_groups[-1][wanted[0]] == wanted[1]
