@@ -7,6 +7,7 @@ directions without one, ``schattor.create("soap", model, lr=3e-3)`` an optimizer
 """
 
 from schattor import functional, optim
+from schattor.adaptive import AutoP
 from schattor.optim import (
     SGD,
     SOAP,
@@ -27,6 +28,7 @@ __all__ = [
     "SGD",
     "SOAP",
     "AdamW",
+    "AutoP",
     "KLShampoo",
     "MuAdam",
     "MuAdamSania",

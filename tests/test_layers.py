@@ -19,7 +19,7 @@ LAYERS = [
     ["schattor.theory"],
     ["schattor._C", "schattor.portable", "schattor.portable_weighted", "schattor.ops"],
     ["schattor.devices", "schattor.measured", "schattor.planning", "schattor.blocks"],
-    ["schattor.directions", "schattor.functional", "schattor.routing"],
+    ["schattor.directions", "schattor.functional", "schattor.routing", "schattor.adaptive"],
     ["schattor.optim"],
     ["schattor.integrations", "schattor.doctor"],
 ]

@@ -92,7 +92,10 @@ class SchattorFactory:
         groups = parameter_groups(
             model, weight_decay=weight_decay, rules=rules, blocks=blocks, split_fused=split_fused
         )
-        return create(name, groups, weight_decay=weight_decay, **keywords)
+        optimizer = create(name, groups, weight_decay=weight_decay, **keywords)
+        if any(group["p"] == "auto" for group in optimizer.param_groups):
+            optimizer.watch(model)
+        return optimizer
 
 
 def trainer_optimizer(

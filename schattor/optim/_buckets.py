@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from schattor import planning
+from schattor.adaptive.chooser import Chooser
 from schattor.blocks import BlockSpec, block_views, fans
+from schattor.optim._chosen import Chosen
 from schattor.optim._graft import Graft
 from schattor.optim._preconditioned import (
     Entries,
@@ -101,7 +103,9 @@ class Bucket:
     values change, never read.
     """
 
-    def __init__(self, who: str, key: BucketKey, group: Group) -> None:
+    def __init__(
+        self, who: str, key: BucketKey, group: Group, chooser: Chooser | None = None
+    ) -> None:
         """An empty bucket; ``add`` its blocks, then let it ``follow`` its group at every step."""
         self.key = key
         self.names: list[str] = []
@@ -120,6 +124,7 @@ class Bucket:
         spec = preconditioner_of(group)
         self.inside = None if spec is None else Preconditioned(spec, key.device)
         self.graft = Graft(scale_of(group)) if scale_of(group) in GRAFTS else None
+        self.chosen = Chosen(chooser) if chooser is not None and group["p"] == "auto" else None
         self.taken = self.powers
         self._entries: Entries = []
         self._who = who
@@ -166,6 +171,8 @@ class Bucket:
         self.taken = torch.tensor(taken, dtype=self.lr.dtype, device=self.key.device)
         if self.inside is not None:
             self.inside.join(self._entries, self.taken)
+        if self.chosen is not None:
+            self.chosen.join(self._entries, self.lr.dtype, self.key.device)
 
     def advance(self) -> None:
         """One step was taken."""
@@ -218,6 +225,8 @@ class Bucket:
         if self.plan.route == "chain":
             row = planning.chain_weights(power, self.plan)
             self.chain_weights = self._rewritten(self.chain_weights, [row] * len(self.params))
+        if self.chosen is not None:
+            self.chosen.follow(self.plan, self.powers, self.chain_weights)
         if old is None or (old.dtype, old.gram) != (self.plan.dtype, self.plan.gram):
             self.chunks = self._chunks(group["workspace_mb"] * _MIB)
 

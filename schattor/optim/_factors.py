@@ -54,6 +54,12 @@ class Factors:
         """Of the factors."""
         return self.present[0].factor.dtype
 
+    def outward(self, block: int, x: Tensor) -> Tensor:
+        """Matrices ``[..., rows, cols]`` of one block: ``Q_L X Q_R'``, or ``S_L X S_R``."""
+        if self.rows is not None:
+            x = self.rows.frame[block] @ x
+        return x if self.cols is None else x @ self.cols.frame[block].mT
+
     def advance(self) -> None:
         """One step was taken."""
         self._ages = [age + 1 for age in self._ages]

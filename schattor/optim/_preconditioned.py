@@ -300,6 +300,11 @@ class Preconditioned:
             direction = self.bases.rotated_back(chunk, direction)
         return found._replace(direction=direction, square=square)
 
+    def outward(self, block: int, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Matrices ``[..., rows, cols]`` in the coordinates of one block's norm, as its steps."""
+        x = x if weights is None else x * weights
+        return x if self.factors is None else self.factors.outward(block, x)
+
     def _leave_roots(self, chunk: slice, found: Directions) -> Directions:
         assert self.roots is not None
         if self._power != 1:

@@ -192,6 +192,7 @@ def check_group(who: str, group: Group) -> None:
     if group["rule"] == "adamw" and float(group["betas"][1]) == 1:
         raise ValueError(f'{who}: betas[1] must be in [0, 1) with rule="adamw", got 1')
     if group["rule"] == "matrix":
+        _check_auto(who, group)
         _check_matrix_group(who, group)
         _check_preconditioner(who, group)
 
@@ -213,6 +214,31 @@ def _check_matrix_group(who: str, group: Group) -> None:
         planning.plan(power, 8, 8, torch.float32, _ANY_DEVICE, **planning_settings(group))
     except ValueError as error:
         raise ValueError(str(error).replace("plan:", f"{who}:", 1)) from None
+
+
+# What p chosen from data goes with: settings that need p on the host are not among them.
+_WITH_AUTO: dict[str, tuple[Any, ...]] = {
+    "power": (None,),
+    "method": ("auto", "chain"),
+    "coefficients": ("schattor",),
+    "norm": ("schatten",),
+    "scale": (None, "unit", "rms", "width", "sgd", "adam"),
+    "capturable": (False,),
+}
+
+
+def _check_auto(who: str, group: Group) -> None:
+    if group["p"] != "auto":
+        return
+    for key, allowed in _WITH_AUTO.items():
+        if group[key] not in allowed:
+            words = " or ".join(repr(value) for value in allowed)
+            raise ValueError(f'{who}: {key} must be {words} with p="auto", got {group[key]!r}')
+    if group["coupling"] == "block_diagonal" or group["preconditioner"] == "padam":
+        key = "coupling" if group["coupling"] == "block_diagonal" else "preconditioner"
+        raise ValueError(
+            f'{who}: {key} must need no p of its own with p="auto", got {group[key]!r}'
+        )
 
 
 def _check_preconditioner(who: str, group: Group) -> None:
@@ -269,7 +295,12 @@ def planning_settings(group: Group) -> dict[str, Any]:
 
 
 def power_of(who: str, group: Group) -> float:
-    """The exponent on the singular values of a group: ``power``, or ``1/(p-1)``."""
+    """The exponent on the singular values of a group: ``power``, or ``1/(p-1)``.
+
+    Where p is chosen from data, a power that takes the same route as all that may be chosen.
+    """
+    if group["p"] == "auto":
+        return 0.0
     return planning.power_of(who, group["p"], group["power"])
 
 

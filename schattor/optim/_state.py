@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from schattor.adaptive.chooser import Chooser
+from schattor.blocks import block_shapes
+from schattor.optim._chosen import create_choice
 from schattor.optim._preconditioned import create_statistics
 from schattor.optim._settings import Group, State
 
@@ -44,6 +47,7 @@ def signature(groups: list[Group], state: State) -> list[Any]:
     sign: list[Any] = []
     for group in groups:
         sign.append((_structure(group), keeps_momentum(group), len(group["params"])))
+        sign.append(group["p"] == "auto")
         sign.append((repr(group.get("blocks")), repr(group["block_weights"])))
         for param in group["params"]:
             grad = param.grad
@@ -64,7 +68,7 @@ def signature(groups: list[Group], state: State) -> list[Any]:
 _EMPTY: dict[str, Any] = {}
 
 
-def create_state(groups: list[Group], state: State) -> None:
+def create_state(groups: list[Group], state: State, chooser: Chooser | None) -> None:
     """State for every parameter that may move, with a gradient or not.
 
     Checkpoints of all ranks and all runs then hold the same keys.
@@ -82,6 +86,9 @@ def create_state(groups: list[Group], state: State) -> None:
                     param, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
                 )
             create_statistics(param, entry, group)
+            if group["p"] == "auto" and chooser is not None and param.numel():
+                blocks = len(block_shapes(param.shape, group.get("blocks")))
+                create_choice(entry, blocks, len(chooser.powers), param.device)
 
 
 def joined_counters(moving: list[Tensor], state: State) -> list[Tensor]:

@@ -38,11 +38,11 @@ def statistics(stepper: Stepper, *, spectra: bool) -> dict[str, Any]:
     blocks: dict[str, dict[str, float]] = {}
     for bucket in stepper.buckets:
         if bucket.measured:
-            columns = _columns(bucket, spectra)
+            columns = {"power": bucket.powers, **_columns(bucket, spectra)}
             names, table = [*columns], torch.stack([*columns.values()]).cpu().tolist()
             for index, block in enumerate(bucket.names):
                 values = {name: row[index] for name, row in zip(names, table, strict=True)}
-                blocks[block] = {**_index(bucket.power), **values}
+                blocks[block] = {**_index(values.pop("power")), **values}
     counts = stepper.nonfinite.values()
     factors = [bucket.inside.factors for bucket in stepper.buckets if bucket.inside is not None]
     return {

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from schattor import ops
+from schattor.adaptive.chooser import Chooser
 from schattor.blocks import block_views
 from schattor.directions import Directions, wide_direction
 from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source
+from schattor.optim._chosen import inputs_of
 from schattor.optim._graft import Grafted
 from schattor.optim._groups import (
     block_weight,
@@ -68,6 +70,7 @@ class Stepper:
         """``who`` is the optimizer's name in errors."""
         self.buckets: list[Bucket] = []
         self.nonfinite: dict[torch.device, Tensor] = {}
+        self.chooser: Chooser | None = None
         self._who = who
         self._kept: dict[torch.dtype, Tensor] = {}
         self._moving: list[Tensor] = []
@@ -127,6 +130,8 @@ class Stepper:
     def step(self, groups: list[Group]) -> None:
         """One step along what :meth:`prepare` planned."""
         self._collect_gradients()
+        if self.chooser is not None and self.chooser.due:
+            self.chooser.reduce()
         coupled: dict[tuple[str, float], list[_Directed]] = {}
         for bucket in self.buckets:
             group = groups[bucket.key.group_index]
@@ -144,13 +149,15 @@ class Stepper:
             bucket.advance()
         for counter in self._counters:
             counter.add_(1)
+        if self.chooser is not None:
+            self.chooser.advance()
         # The operators write without telling autograd, which checks what backward has saved.
         torch.autograd.graph.increment_version(self._moving)
 
     def _plan(self, groups: list[Group], state: State) -> None:
         self.forget()
         self._refuse(groups)
-        create_state(groups, state)
+        create_state(groups, state, self.chooser)
         buckets: dict[BucketKey, Bucket] = {}
         for group_index, group in enumerate(groups):
             for index, param in enumerate(group["params"]):
@@ -208,11 +215,16 @@ class Stepper:
                 None if momentum is None else momentum.dtype,
                 param.device,
             )
-            bucket = buckets.setdefault(key, Bucket(self._who, key, group))
+            bucket = buckets.setdefault(key, Bucket(self._who, key, group, self.chooser))
             label = name if len(views) == 1 else f"{name}[{index}]"
             own = (entry, "" if len(views) == 1 else f".{index}")
             place = bucket.add(label, view, moment, spec, block_weight(group, name), own)
             source.places.append(place)
+        if bucket.chosen is not None:
+            turned = [place.tall for place in source.places]
+            for place, inputs in zip(source.places, inputs_of(param, spec, turned), strict=True):
+                assert place.bucket.chosen is not None
+                place.bucket.chosen.inputs.append(inputs)
         for kept, owner in (("exp_avg_sq", "inside"), ("graft_sq", "graft")):
             if kept in entry:
                 _add_squares(source.places, block_views(entry[kept], spec, like=param), owner)
@@ -240,8 +252,8 @@ class Stepper:
         norms = torch.empty(count, dtype=bucket.lr.dtype, device=device)
         finite = torch.empty(count, dtype=torch.bool, device=device)
         grads, momenta, size = bucket.grads[chunk], bucket.momenta[chunk], bucket.plan.size
-        weights = None if bucket.chain_weights is None else bucket.chain_weights[chunk]
-        numbers = (bucket.powers[chunk], weights, bucket.plan)
+        mixture = None if bucket.chain_weights is None else bucket.chain_weights[chunk]
+        numbers = (bucket.powers[chunk], mixture, bucket.plan)
         inside, rate = bucket.inside, bucket.momentum
         if inside is None:
             ema, nesterov = group["momentum_form"] == "ema", group["nesterov"]
@@ -249,14 +261,30 @@ class Stepper:
             ops.gather_momentum(grads, momenta, rate, ema, nesterov, size, wide, norms, finite)
             if group["bias_correction"] and ema and momenta:
                 norms /= 1 - rate ** (bucket.taken[chunk] + 1 + nesterov)
+            self._choose(bucket, chunk, wide, grads, None)
             found = wide_direction(wide, *numbers)
         else:
             entered = inside.enter(chunk, grads, group)
             wide = self._wide(bucket, shape)
             outside = inside.gather(chunk, entered, momenta, rate, group, size, wide, norms, finite)
+            self._choose(bucket, chunk, wide, grads, outside)
             found = inside.leave(chunk, wide_direction(wide, *numbers), outside)
         directed = _Directed(bucket, chunk, entered, found, norms, finite)
         return directed if bucket.graft is None else _grafted(directed, grads, group)
+
+    def _choose(
+        self,
+        bucket: Bucket,
+        chunk: slice,
+        wide: Tensor,
+        grads: list[Tensor],
+        outside: Tensor | None,
+    ) -> None:
+        """Choose p of a chunk's blocks, where it is chosen from data and this step records."""
+        if bucket.chosen is not None and self.chooser is not None and self.chooser.due:
+            numbers = (bucket.powers, bucket.chain_weights)
+            bucket.chosen.choose(chunk, wide, grads, bucket.inside, outside, *numbers)
+            self.chooser.remember(bucket.names[chunk], bucket.powers[chunk])
 
     def _wide(self, bucket: Bucket, shape: tuple[int, int, int]) -> Tensor:
         """Where a chunk is gathered: on a processor in memory kept from the last one, if not large.

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from schattor.adaptive.auto import AutoP
 from schattor.optim import elementwise
-from schattor.optim._checkpoint import FORMAT, Checkpointed, Schedule
+from schattor.optim._checkpoint import FORMAT, Schedule
 from schattor.optim._groups import (
     name_of,
     refuse_parameter,
@@ -27,6 +28,7 @@ from schattor.optim._settings import (
 )
 from schattor.optim._stats import describe, statistics
 from schattor.optim._stepper import Stepper
+from schattor.optim._watching import Watching
 
 __all__ = ["Params", "Schattor"]
 
@@ -39,7 +41,7 @@ def _is_capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-class Schattor(Checkpointed):
+class Schattor(Watching):
     r"""Moves every weight matrix along a linear minimisation oracle of a norm: Schatten-p, or any
     of the preconditioned family.
 
@@ -77,7 +79,8 @@ class Schattor(Checkpointed):
             and ``lm_head`` too go to AdamW. Without names an embedding counts as a matrix.
         lr: learning rate >= 0; the unit of every length below. A tensor of one element stays on
             its device, so that a captured graph follows it.
-        p: Schatten index in [1, inf], or a function of the number of steps taken that gives one.
+        p: Schatten index in [1, inf]; a function of the number of steps taken that gives one; or
+            ``"auto"`` (`AutoP` for its settings): chosen from data, for each block its own.
         power: ``1/(p-1)`` itself, in [-0.3, inf]; below 0 lies beyond Muon. Neither: p = inf.
         oracle: ``"ball"`` (a step of given length) or ``"regularized"`` (as long as the dual norm
             of the momentum; at p = 2 it is SGD).
@@ -152,7 +155,7 @@ class Schattor(Checkpointed):
         params: Params,
         lr: float | Tensor = 1e-3,
         *,
-        p: float | Schedule | None = None,
+        p: float | Schedule | AutoP | Literal["auto"] | None = None,
         power: float | None = None,
         oracle: Literal["ball", "regularized"] = "ball",
         coupling: str | float | None = None,
@@ -225,11 +228,14 @@ class Schattor(Checkpointed):
             "format": FORMAT,
         }
         self._schedules = {}
+        model = params if isinstance(params, nn.Module) else None
         self._rates = {}
         self._stepper = Stepper(self._who)
         super().__init__(to_groups(self._who, params, **self._fixed), defaults)
         check_together(self._who, self.param_groups)
         refuse_unmatched_weights(self._who, self.param_groups)
+        if self._auto is not None and model is not None:
+            self.watch(model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; one that names no rule is split in two, as in the constructor."""
@@ -239,6 +245,9 @@ class Schattor(Checkpointed):
         own_rate = "rule" in param_group and "lr" in param_group
         for part in self._split({**self._fixed, **param_group}):
             group = resolve(self.defaults, part)
+            if isinstance(group["p"], AutoP) or group["p"] == "auto":
+                self._auto = group["p"] if isinstance(group["p"], AutoP) else AutoP()
+                group["p"] = "auto"
             schedule = group["p"] if callable(group["p"]) else None
             if schedule is not None:
                 group["p"] = float(schedule(0))
@@ -284,6 +293,7 @@ class Schattor(Checkpointed):
         for index, schedule in self._schedules.items():
             group = self.param_groups[index]
             group["p"], group["power"] = float(schedule(self._steps_taken(group))), None
+        self._prepare_choice()
         if _is_capturing():
             self._stepper.prepare_capture(self.param_groups, self.state)
         else:
@@ -320,10 +330,6 @@ class Schattor(Checkpointed):
                 self._rates[index].fill_(lr)
             elif group["params"]:
                 self._rates[index] = torch.tensor(lr, device=group["params"][0].device)
-
-    def _steps_taken(self, group: Group) -> int:
-        states = (self.state.get(param, {}) for param in group["params"])
-        return max((int(state["step"]) for state in states if "step" in state), default=0)
 
     def stats(self, *, spectra: bool = False) -> dict[str, Any]:
         """What the last step did, read from the device now; a step that nobody asks about is free.

@@ -1,0 +1,85 @@
+"""What p from data costs a training step of the demo's model.
+
+    python benchmarks/bench_auto.py [--device D] [--rounds N] [--out FILE]
+
+Times a whole training step (forward, backward, optimizer) with p fixed, with p="auto" on a step
+that does not record, and on one that does, for each criterion; the table gives the share that
+recordings every 10 and every 100 steps add to training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import interleaved, machine, measure_peak
+
+import schattor
+from schattor.adaptive.criteria import CRITERIA
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "character_gpt"))
+from model import build_model
+from settings import FULL
+
+NEVER = 10**9
+
+
+def training_step(p: Any, device: torch.device) -> Callable[[], None]:
+    """One step of training on a batch of the demo's size, with a model of its own."""
+    model = build_model(FULL, vocabulary=96, seed=0).to(device)
+    optimizer = schattor.Schattor(model, lr=1e-3, p=p)
+    tokens = torch.randint(96, (FULL.batch, FULL.context), device=device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    """Measure, print the table, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    out = options.out or Path(__file__).parent / f"results/auto_{device.type}.json"
+
+    calls = {
+        "fixed p": training_step(4.0, device),
+        "auto, not recording": training_step(schattor.AutoP(warmup=NEVER), device),
+    }
+    for criterion in CRITERIA:
+        auto = schattor.AutoP(criterion, interval=1, warmup=0)
+        calls[f"auto, recording, {criterion}"] = training_step(auto, device)
+    peak = measure_peak(device)
+    facts = machine(peak, device)
+    print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
+    print(peak)
+    timings = interleaved(calls, options.rounds, device)
+    plain = timings["fixed p"].median
+    print(f"  {'':<36} {'ms':>9} {'lower':>9} {'upper':>9} {'every 10':>9} {'every 100':>9}")
+    results: dict[str, dict[str, Any]] = {}
+    for name, timing in timings.items():
+        extra = timing.median / plain - 1
+        every = {10: extra / 10, 100: extra / 100} if "recording," in name else {}
+        shares = "".join(f" {100 * share:8.2f}%" for share in every.values())
+        times = [1e3 * each for each in (timing.median, timing.lower, timing.upper)]
+        print(f"  {name:<36} {times[0]:9.2f} {times[1]:9.2f} {times[2]:9.2f}{shares}", flush=True)
+        results[name] = {**asdict(timing), "extra": extra, "share_every": every}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": facts, "steps": results}, indent=1) + "\n")
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()
