@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from paper_rules import Rule
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 F64 = torch.float64
 STEPS = 25
@@ -27,8 +28,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-def gradients(shape: tuple[int, ...], steps: int = STEPS) -> list[Tensor]:
-    return [normal(*shape, seed=1 + step) for step in range(steps)]
+def gradients(shape: tuple[int, ...], steps: int = STEPS, seed: int = 1) -> list[Tensor]:
+    return [normal(*shape, seed=seed + step) for step in range(steps)]
 
 
 def moved(rule: Rule, grads: list[Tensor], start: Tensor | None = None) -> Tensor:
@@ -42,3 +43,11 @@ def moved(rule: Rule, grads: list[Tensor], start: Tensor | None = None) -> Tenso
 def steps_of(rule: Rule, grads: list[Tensor]) -> list[Tensor]:
     """What each step adds to the weights, over -lr; weights stay zero."""
     return [rule.step(torch.zeros_like(g), g) / -rule.lr for g in grads]
+
+
+def run(optimizer: Optimizer, param: nn.Parameter, grads: list[Tensor]) -> Tensor:
+    """Steps of an optimizer with these gradients of its one parameter."""
+    for g in grads:
+        param.grad = g.to(param.dtype)
+        optimizer.step()
+    return param.detach()

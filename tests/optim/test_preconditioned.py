@@ -1,0 +1,189 @@
+"""Preconditioners with every p, their blocks and states, and members by name."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from cases import F64, calls_to_move
+from streams import gradients, run
+from torch import Tensor, nn
+
+import schattor
+from schattor.optim import SOAP, KLShampoo, Schattor, Shampoo
+from schattor.theory.preconditioners import PRECONDITIONERS
+
+# Combinations.
+
+
+@pytest.mark.parametrize("name", [None, *PRECONDITIONERS])
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("norm", ["schatten", "entries"])
+def test_any_preconditioner_takes_any_p(name: str | None, p: float, norm: str) -> None:
+    """The oracle's promise in the preconditioned norm: size 1 there, and ``-<M, D>`` dual to it."""
+    param = nn.Parameter(torch.zeros(6, 9, dtype=F64))
+    optimizer = Schattor(
+        [param],
+        lr=1.0,
+        p=p,
+        norm=norm,  # type: ignore[arg-type]
+        preconditioner=name,
+        precondition_frequency=1,
+        momentum=0.0,
+        scale="unit",
+        eps=1e-6,
+    )
+    grads = gradients((6, 9), 4)
+    run(optimizer, param, grads[:-1])
+    before = param.detach().clone()
+    run(optimizer, param, grads[-1:])
+    step = before - param.detach()
+    (block,) = optimizer.stats()["blocks"].values()
+    # <M, D> = |M|_dual for a step D of unit norm: true of a preconditioned norm as of any other.
+    expected = float((grads[-1] * step).sum())
+    assert expected == pytest.approx(block["dual_norm"], rel=1e-2)
+
+
+def test_blocks_have_statistics_of_their_own() -> None:
+    """Fused and split, a weight takes the same steps; the state's keys say which block is whose."""
+    fused = nn.Parameter(torch.zeros(12, 4, dtype=F64))
+    parts = [nn.Parameter(torch.zeros(4, 4, dtype=F64)) for _ in range(3)]
+    one = SOAP([{"params": [fused], "blocks": {"rows": 3}}], precondition_frequency=2)
+    many = SOAP(parts, precondition_frequency=2)
+    for g in gradients((12, 4), 6):
+        fused.grad = g
+        one.step()
+        for index, part in enumerate(parts):
+            part.grad = g[4 * index : 4 * index + 4]
+        many.step()
+    assert torch.equal(fused.detach(), torch.cat([part.detach() for part in parts]))
+    assert {"factor_rows.0", "basis_cols.2"} <= set(one.state[fused])
+
+
+def test_longer_sides_are_cut_for_shampoo_and_left_out_for_soap() -> None:
+    param = nn.Parameter(torch.zeros(10, 3))
+    param.grad = torch.ones(10, 3)
+    shampoo, soap = Shampoo([param], max_preconditioner_dim=4), SOAP([param], max_precond_dim=4)
+    for optimizer in (shampoo, soap):
+        optimizer.step()
+    sizes = {key: tuple(value.shape) for key, value in shampoo.state[param].items()}
+    assert sizes["factor_cols.0"] == (4, 4) and sizes["factor_rows.2"] == (2, 2)
+    assert "factor_rows" in soap.state[param] and "factor_cols" not in soap.state[param]
+
+
+def test_staggered_refreshes_are_spread_over_the_period() -> None:
+    params = [nn.Parameter(torch.zeros(4, 4, dtype=F64)) for _ in range(6)]
+    optimizer = SOAP(params, precondition_frequency=3, stagger=True)
+    turned = []
+    for g in gradients((4, 4), 8):
+        before = [optimizer.state[p]["basis_rows"].clone() for p in params if optimizer.state[p]]
+        for index, param in enumerate(params):
+            param.grad = g.roll(index, 0)
+        optimizer.step()
+        pairs = zip(params, before, strict=False)
+        turned.append([not torch.equal(optimizer.state[p]["basis_rows"], b) for p, b in pairs])
+    assert [sum(step) for step in turned[1:]] == [2] * 7
+
+
+def test_a_basis_that_cannot_be_decomposed_stays_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = [nn.Parameter(torch.zeros(4, 4, dtype=F64)) for _ in range(2)]
+    optimizer = Shampoo(params, precondition_frequency=1)
+    for index, g in enumerate(gradients((4, 4), 2)):
+        params[index].grad = g
+    optimizer.step()
+    roots = [optimizer.state[p]["root_rows"].clone() for p in params]
+    real, calls = torch.linalg.eigh, []
+
+    def broken(factor: Tensor) -> Any:
+        calls.append(factor.shape)
+        if factor.ndim == 3 or len(calls) == 2:
+            raise torch.linalg.LinAlgError("no convergence")
+        return real(factor)
+
+    monkeypatch.setattr(torch.linalg, "eigh", broken)
+    params[1].grad = params[1].grad.flip(0)
+    optimizer.step()
+    assert optimizer.stats()["failed_refreshes"] == 1
+    assert torch.equal(optimizer.state[params[0]]["root_rows"], roots[0])
+    assert not torch.equal(optimizer.state[params[1]]["root_rows"], roots[1])
+    assert all(param.isfinite().all() for param in params)
+
+
+def test_statistics_stay_float32_beside_bfloat16_weights(tmp_path: Any) -> None:
+    param = nn.Parameter(torch.zeros(6, 4, dtype=torch.bfloat16))
+    optimizer = SOAP([param], precondition_frequency=2)
+    run(optimizer, param, gradients((6, 4), 3))
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    twin = nn.Parameter(param.detach().clone())
+    again = SOAP([twin], precondition_frequency=2)
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for key in ("factor_rows", "basis_cols", "exp_avg_sq"):
+        assert again.state[twin][key].dtype == torch.float32
+        assert torch.equal(again.state[twin][key], optimizer.state[param][key])
+    for g in gradients((6, 4), 3, seed=9):
+        run(optimizer, param, [g])
+        run(again, twin, [g])
+        assert torch.equal(param, twin)
+
+
+def test_a_factor_of_another_shape_is_refused_before_anything_is_loaded() -> None:
+    params = [nn.Parameter(torch.zeros(6, 4)) for _ in range(2)]
+    optimizers = [SOAP([param]) for param in params]
+    for optimizer, param in zip(optimizers, params, strict=True):
+        run(optimizer, param, gradients((6, 4), 2))
+    saved = optimizers[0].state_dict()
+    saved["state"][0]["factor_rows"] = torch.zeros(5, 5)
+    before = optimizers[1].state[params[1]]["factor_rows"].clone()
+    with pytest.raises(ValueError, match=r"factor_rows of parameter 0 must have shape \(4, 4\)"):
+        optimizers[1].load_state_dict(saved)
+    assert torch.equal(optimizers[1].state[params[1]]["factor_rows"], before)
+
+
+def test_the_first_call_of_soap_moves_no_matrix() -> None:
+    param = nn.Parameter(torch.ones(4, 4))
+    optimizer = SOAP([param])
+    run(optimizer, param, gradients((4, 4), calls_to_move(optimizer) - 1))
+    assert torch.equal(param.detach(), torch.ones(4, 4))
+
+
+# By name.
+
+
+@pytest.mark.parametrize("name", schattor.available())
+def test_members_come_by_name_and_descend(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    x, y = torch.randn(64, 8), torch.randn(64, 3)
+    optimizer = schattor.create(name, model, lr=1e-2 if name != "splus" else 0.1)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+
+
+def test_names_are_forgiving_and_wrong_ones_say_what_there_is() -> None:
+    assert isinstance(schattor.create("KL-Shampoo", nn.Linear(2, 2)), KLShampoo)
+    with pytest.raises(ValueError, match="got 'soup'; did you mean 'soap'"):
+        schattor.create("soup", nn.Linear(2, 2))
+
+
+def test_groups_added_later_follow_their_preset() -> None:
+    matrix, vector = nn.Parameter(torch.zeros(10, 3)), nn.Parameter(torch.zeros(3))
+    for preset, wanted in (
+        (Shampoo, ("blocks", {"most": 1024})),
+        (KLShampoo, ("init_factor", 0.1)),
+        (schattor.SGD, ("rule", "sgd")),
+        (schattor.AdamW, ("rule", "adamw")),
+    ):
+        optimizer = copy.deepcopy(preset([vector]))
+        optimizer.add_param_group({"params": [matrix], "rule": "matrix"})
+        assert optimizer.param_groups[-1][wanted[0]] == wanted[1]
