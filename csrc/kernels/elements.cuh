@@ -45,7 +45,7 @@ DEV void from_raw(const RawUnit<T>& raw, Dtype dtype, T (&x)[kUnit]) {
   if (dtype == Dtype::kFloat32) {
 #pragma unroll
     for (int k = 0; k < kUnit; ++k) x[k] = same_bits<float>(words[k]);
-  } else if (dtype != Dtype::kFloat64) {
+  } else if (sizeof(T) == sizeof(float) || dtype != Dtype::kFloat64) {
 #pragma unroll
     for (int k = 0; k < kUnit; k += 2) {
       const float2 pair =
@@ -138,6 +138,15 @@ struct Blend {
       : momentum(static_cast<T>(*rule.momentum)),
         share(rule.ema ? static_cast<T>(1 - *rule.momentum) : T(1)) {}
   DEV T operator()(T m, T g) const { return blend(momentum, m, share, g); }
+};
+
+// beta v + (1 - beta) g^2, and v + g^2 where beta is 1: of second moments, in both kernels too.
+template <class T>
+struct Average {
+  T beta, share;
+  DEV explicit Average(const double* beta)
+      : beta(static_cast<T>(*beta)), share(*beta == 1 ? T(1) : static_cast<T>(1 - *beta)) {}
+  DEV T operator()(T v, T g) const { return blend(beta, v, share, g * g); }
 };
 
 }  // namespace schattor::cuda

@@ -1,173 +1,25 @@
-// Lists of gradients and moments into a normalised wide batch.
+// Lists of gradients and moments into a normalised wide batch, with or without weights.
 //
 // A matrix of up to two tiles is one block's: M stays in shared memory between its norm and its
 // division, one launch, everything read once. Larger ones take two launches: partial sums of
 // squares, then M once more. The floor of those is gradients and moments read twice (the second
 // time from L2 as far as it holds them) and the wide batch written once. Keeping M between the
 // launches would cost more: it is a float, and wide may not hold it.
+//
+// Weights are computed once, where M is first, and stored: the second launch reads them in place of
+// second moments.
 #include <algorithm>
 
+#include "gather_matrix.cuh"
 #include "reduce.cuh"
-#include "views.cuh"
 
 namespace schattor::cuda {
 namespace {
 
-constexpr int kTable = 128;       // matrices a launch
+using namespace gather;
+
 constexpr int kMostStrips = 512;  // blocks a matrix; each adds up the partial sums of all
 constexpr int kMostKept = 2;      // tiles that one block keeps
-
-struct Params {
-  int64_t rows, cols;
-  Dtype grad_dtype, momentum_dtype, wide_dtype;
-  bool has_momentum;
-  MomentumRule rule;
-  double size;
-  char* wide;  // of the first matrix of the launch, as all that follow
-  double* norms;
-  uint8_t* finite;
-  double* partials;  // (matrices, strips, kParts): launches follow each other and share them
-  int strips;
-  struct {
-    View grad, momentum;
-  } matrices[kTable];
-};
-
-// sum x^2. Squares of float are within the range of double; squares of double are summed in three
-// ranges of their own: x 2^600 for small x, x, and x 2^-600 for large x.
-template <class T>
-struct Squares {
-  static constexpr int kParts = sizeof(T) == sizeof(double) ? 3 : 1;
-  double parts[kParts] = {};
-
-  DEV void add(const float (&x)[kUnit]) {
-    float sum = x[0] * x[0] + x[4] * x[4];
-#pragma unroll
-    for (int k = 1; k < 4; ++k) sum += x[k] * x[k] + x[k + 4] * x[k + 4];
-    // Far from both ends of float's range nothing that matters was lost; elsewhere (rare, but for
-    // zeros) each square is taken in double.
-    if (sum > 0x1p-80f && sum < 0x1p100f) {
-      parts[0] += sum;
-    } else {
-#pragma unroll
-      for (int k = 0; k < kUnit; ++k) parts[0] += static_cast<double>(x[k]) * x[k];
-    }
-  }
-  DEV void add(const double (&x)[kUnit]) {
-#pragma unroll
-    for (int k = 0; k < kUnit; ++k) {
-      const double size = fabs(x[k]);
-      const int range = size < 0x1p-400 ? 0 : size > 0x1p400 ? 2 : 1;
-      const double scaled = x[k] * (range == 0 ? 0x1p600 : range == 2 ? 0x1p-600 : 1);
-#pragma unroll
-      for (int j = 0; j < 3; ++j) parts[j % kParts] += range == j ? scaled * scaled : 0;
-    }
-  }
-};
-
-// |M|_F = root 2^exponent: a root that neither over- nor underflowed. Not finite where M is not.
-struct Norm {
-  double root;
-  int exponent;
-
-  DEV explicit Norm(const double (&sum)[1]) : root(sqrt(sum[0])), exponent(0) {}
-  DEV explicit Norm(const double (&sum)[3]) {
-    // A range beside a larger one counts where they meet; NaN in any of them stays.
-    constexpr double kStep = 0x1p-600;
-    if (!(sum[2] == 0)) {
-      root = sqrt(sum[2] + sum[1] * kStep * kStep), exponent = 600;
-    } else if (!(sum[1] == 0)) {
-      root = sqrt(sum[1] + sum[0] * kStep * kStep), exponent = 0;
-    } else {
-      root = sqrt(sum[0]), exponent = -600;
-    }
-  }
-  DEV bool is_finite() const { return root <= 0x1.fffffffffffffp1023; }
-  // |M|_F / size, at most the largest double.
-  DEV double over(double size) const {
-    return fmin(ldexp(root / size, exponent), 0x1.fffffffffffffp1023);
-  }
-};
-
-// size / |M|_F in two factors, since the reciprocal of a small norm may be beyond T.
-template <class T>
-struct Scaling {
-  T power, rest;
-
-  DEV Scaling(const Norm& norm, double size) {
-    constexpr int kMost = sizeof(T) == sizeof(double) ? 1021 : 125;
-    int exponent;
-    const double fraction = frexp(norm.root, &exponent);
-    exponent += norm.exponent;
-    const int shift = min(max(-exponent, -kMost), kMost);
-    power = static_cast<T>(ldexp(1.0, shift));
-    rest = static_cast<T>(ldexp(size / fraction, -exponent - shift));
-  }
-  DEV void apply(Entries<T>& entries) const {
-#pragma unroll
-    for (int k = 0; k < kUnit; ++k) entries.x[k] = entries.x[k] * power * rest;
-  }
-};
-
-// One matrix, cut as its gradient lies.
-template <class T>
-class Matrix {
- public:
-  DEV Matrix(const Params& p, int index, T* turning)
-      : p_(p),
-        index_(index),
-        turning_(turning),
-        cut_(cut_of(p, index)),
-        grad_(p.matrices[index].grad, p.grad_dtype, cut_),
-        momentum_(p.matrices[index].momentum, p.momentum_dtype, cut_),
-        wide_({p.wide + index * (p.rows * p.cols) * size_of(p.wide_dtype), p.cols, 1}, p.wide_dtype,
-              cut_) {}
-
-  DEV Grid tiles() const { return grid(p_.rows, p_.cols, cut_); }
-
-  // A tile of M.
-  DEV void apply(const Tile& tile, Entries<T>& entries) const {
-    const Loads<T> grads(grad_, tile);
-    if (!p_.has_momentum) return grads.finish(turning_, entries);
-    const Loads<T> momenta(momentum_, tile);
-    Entries<T> m;
-    grads.finish(turning_, entries);
-    momenta.finish(turning_, m);
-    const Blend<T> blend(p_.rule);
-#pragma unroll
-    for (int k = 0; k < kUnit; ++k) {
-      const T g = entries.x[k], updated = blend(m.x[k], g);
-      entries.x[k] = p_.rule.nesterov ? blend(updated, g) : updated;
-    }
-  }
-  DEV void write(Entries<T>& entries, const Tile& tile) const {
-    store(entries, wide_, tile, turning_);
-  }
-  // Norm and flag, by one thread of all the matrix's blocks. True where there is M to divide.
-  DEV bool conclude(const Norm& norm, bool writer) const {
-    const bool usable = norm.is_finite() && norm.root > 0;
-    if (writer) {
-      p_.norms[index_] = usable ? norm.over(p_.size) : 0;
-      p_.finite[index_] = norm.is_finite();
-    }
-    return usable;
-  }
-
- private:
-  DEV static Cut cut_of(const Params& p, int index) {
-    const View &grad = p.matrices[index].grad, &momentum = p.matrices[index].momentum;
-    const bool flat = is_contiguous(grad, p.rows, p.cols) &&
-                      (!p.has_momentum || is_contiguous(momentum, p.rows, p.cols));
-    if (flat) return Cut::kFlat;
-    return lies_transposed(grad, p.rows) ? Cut::kColumns : Cut::kRows;
-  }
-
-  const Params& p_;
-  const int index_;
-  T* const turning_;
-  const Cut cut_;
-  const Side grad_, momentum_, wide_;
-};
 
 template <class T>
 DEV double* take_scratch(dev::Carve& sm) {
@@ -175,15 +27,16 @@ DEV double* take_scratch(dev::Carve& sm) {
 }
 
 // One block a matrix.
-template <class T>
-__global__ void __launch_bounds__(kThreads, kResident<T>)
-    gather_small(const __grid_constant__ Params p) {
+template <class M>
+__global__ void __launch_bounds__(kThreads, kResident<typename M::Number>)
+    gather_small(const __grid_constant__ typename M::Given p) {
+  using T = typename M::Number;
   DYN_SMEM(base);
   dev::Carve sm{base};
   T* turning = sm.take<T>(kTileSize);
   double* scratch = take_scratch<T>(sm);
   T* kept = sm.take<T>(static_cast<int>(grid(p.rows, p.cols, Cut::kRows).count()) * kTileSize);
-  const Matrix<T> matrix(p, blockIdx.x, turning);
+  const M matrix(p, blockIdx.x, turning);
   const Grid tiles = matrix.tiles();
   Squares<T> squares;
   Entries<T> entries;
@@ -208,15 +61,16 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
 }
 
 // Block s of a matrix takes its tiles s, s + strips, ...
-template <class T>
-__global__ void __launch_bounds__(kThreads, kResident<T>)
-    gather_squares(const __grid_constant__ Params p) {
+template <class M>
+__global__ void __launch_bounds__(kThreads, kResident<typename M::Number>)
+    gather_squares(const __grid_constant__ typename M::Given p) {
+  using T = typename M::Number;
   DYN_SMEM(base);
   dev::Carve sm{base};
   T* turning = sm.take<T>(kTileSize);
   double* scratch = take_scratch<T>(sm);
   const int index = blockIdx.x / p.strips, strip = blockIdx.x % p.strips;
-  const Matrix<T> matrix(p, index, turning);
+  const M matrix(p, index, turning);
   const Grid tiles = matrix.tiles();
   Squares<T> squares;
   for (int64_t t = strip; t < tiles.count(); t += p.strips) {
@@ -233,9 +87,10 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads, kResident<T>)
-    gather_divide(const __grid_constant__ Params p) {
+template <class M>
+__global__ void __launch_bounds__(kThreads, kResident<typename M::Number>)
+    gather_divide(const __grid_constant__ typename M::Given p) {
+  using T = typename M::Number;
   DYN_SMEM(base);
   dev::Carve sm{base};
   T* turning = sm.take<T>(kTileSize);
@@ -252,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
     }
   }
   block_sum(squares.parts, scratch);
-  const Matrix<T> matrix(p, index, turning);
+  const M matrix(p, index, turning);
   const Norm norm(squares.parts);
   const bool usable = matrix.conclude(norm, strip == 0 && threadIdx.x == 0);
   const Scaling<T> scaling(norm, p.size);
@@ -276,13 +131,17 @@ int strip_count(const GatherArgs& args) {
   return static_cast<int>(std::min<int64_t>(tile_count(args), kMostStrips));
 }
 
-bool in_double(const GatherArgs& args) {
-  return args.grad_dtype == Dtype::kFloat64 || args.wide_dtype == Dtype::kFloat64 ||
-         (args.momenta != nullptr && args.momentum_dtype == Dtype::kFloat64);
+bool has_squares(const GatherArgs& args) {
+  return args.second.weights != nullptr && args.second.squares != nullptr;
 }
 
-Params params(const GatherArgs& args, int64_t first, int count, double* partials) {
-  Params p;
+bool in_double(const GatherArgs& args) {
+  return args.grad_dtype == Dtype::kFloat64 || args.wide_dtype == Dtype::kFloat64 ||
+         (args.momenta != nullptr && args.momentum_dtype == Dtype::kFloat64) ||
+         (has_squares(args) && args.second.dtype == Dtype::kFloat64);
+}
+
+void fill(const GatherArgs& args, int64_t first, int count, double* partials, Params& p) {
   p.rows = args.rows, p.cols = args.cols;
   p.grad_dtype = args.grad_dtype, p.wide_dtype = args.wide_dtype;
   p.has_momentum = args.momenta != nullptr;
@@ -298,29 +157,53 @@ Params params(const GatherArgs& args, int64_t first, int count, double* partials
     p.matrices[i].grad = args.grads[first + i];
     p.matrices[i].momentum = p.has_momentum ? args.momenta[first + i] : View{};
   }
-  return p;
 }
 
-template <class T>
-cudaError_t gather(const GatherArgs& args, double* partials, cudaStream_t stream) {
+void fill(const GatherArgs& args, int64_t first, int count, double* partials, WeightedParams& p) {
+  fill(args, first, count, partials, static_cast<Params&>(p));
+  const int64_t size = in_double(args) ? sizeof(double) : sizeof(float);
+  p.weights = static_cast<char*>(args.second.weights) + first * args.rows * args.cols * size;
+}
+
+void fill(const GatherArgs& args, int64_t first, int count, double* partials, AdaptiveParams& p) {
+  fill(args, first, count, partials, static_cast<WeightedParams&>(p));
+  const SecondMoments& second = args.second;
+  p.square_dtype = second.dtype, p.square_root = second.square_root;
+  p.beta = second.beta, p.exponent = second.exponent;
+  p.corrections = second.corrections + first, p.eps = second.eps + first;
+  std::copy(second.squares + first, second.squares + first + count, p.squares);
+}
+
+// M is the matrix that is gathered, Again the same of which the second launch finds more stored.
+template <class M, class Again = M>
+cudaError_t run(const GatherArgs& args, double* partials, cudaStream_t stream) {
+  using T = typename M::Number;
   constexpr int kParts = Squares<T>::kParts;
   const int tiles = static_cast<int>(std::min<int64_t>(tile_count(args), kMostKept + 1));
   const size_t shared = kTileSize * sizeof(T) + kThreads / 32 * kParts * sizeof(double);
   for (int64_t first = 0; first < args.batch; first += kTable) {
     const int count = static_cast<int>(std::min<int64_t>(args.batch - first, kTable));
-    const Params p = params(args, first, count, partials);
+    typename M::Given p;
+    fill(args, first, count, partials, p);
     cudaError_t error;
     if (tiles <= kMostKept) {
-      error = dev::launch(gather_small<T>, count, kThreads, shared + tiles * kTileSize * sizeof(T),
+      error = dev::launch(gather_small<M>, count, kThreads, shared + tiles * kTileSize * sizeof(T),
                           stream, p);
     } else {
-      error = dev::launch(gather_squares<T>, count * p.strips, kThreads, shared, stream, p);
+      error = dev::launch(gather_squares<M>, count * p.strips, kThreads, shared, stream, p);
       if (error != cudaSuccess) return error;
-      error = dev::launch(gather_divide<T>, count * p.strips, kThreads, shared, stream, p);
+      error = dev::launch(gather_divide<Again>, count * p.strips, kThreads, shared, stream, p);
     }
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
+}
+
+template <class T>
+cudaError_t run_in(const GatherArgs& args, double* partials, cudaStream_t stream) {
+  if (has_squares(args)) return run<AdaptiveMatrix<T>, WeightedMatrix<T>>(args, partials, stream);
+  if (args.second.weights != nullptr) return run<WeightedMatrix<T>>(args, partials, stream);
+  return run<Matrix<T>>(args, partials, stream);
 }
 
 }  // namespace
@@ -333,8 +216,8 @@ size_t gather_momentum_workspace(const GatherArgs& args) {
 
 cudaError_t gather_momentum(const GatherArgs& args, void* workspace, cudaStream_t stream) {
   double* partials = static_cast<double*>(workspace);
-  return in_double(args) ? gather<double>(args, partials, stream)
-                         : gather<float>(args, partials, stream);
+  return in_double(args) ? run_in<double>(args, partials, stream)
+                         : run_in<float>(args, partials, stream);
 }
 
 }  // namespace schattor::cuda

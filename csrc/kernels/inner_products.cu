@@ -1,17 +1,11 @@
 // Inner products of two batches: one launch where one block takes a matrix, else partial sums and
 // their sum. The floor is each operand read once.
-#include <algorithm>
-
-#include "elements.cuh"
-#include "reduce.cuh"
+#include "strips.cuh"
 
 namespace schattor::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kStripSize = 16384;  // entries that are worth a block of their own
-constexpr int kMostStrips = 512;   // blocks a matrix
-constexpr int kInFlight = 2;       // units that a thread loads at once
+using namespace strips;
 
 struct Params {
   int64_t size;
@@ -58,28 +52,22 @@ DEV double products_by_units(const Params& p, const char* x, const char* y, int6
   return sum;
 }
 
-DEV bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 // One strip of one matrix.
 template <class T>
 __global__ void __launch_bounds__(kThreads) inner_partials(const __grid_constant__ Params p) {
   DYN_SMEM(base);
   dev::Carve sm{base};
   double* scratch = sm.take<double>(kThreads / 32);
-  const int64_t matrix = blockIdx.x / p.strips, strip = blockIdx.x % p.strips;
-  const char* x = p.x + matrix * p.size * size_of(p.x_dtype);
-  const char* y = p.y + matrix * p.size * size_of(p.y_dtype);
-  // Strips begin at whole units; the last one has the rest.
-  const int64_t units = p.size / kUnit;
-  const int64_t begin = units * strip / p.strips, end = units * (strip + 1) / p.strips;
-  int64_t entry = begin * kUnit;
-  const int64_t last = strip + 1 == p.strips ? p.size : end * kUnit;
+  const Strip strip(p.size, p.strips);
+  const char* x = p.x + strip.matrix * p.size * size_of(p.x_dtype);
+  const char* y = p.y + strip.matrix * p.size * size_of(p.y_dtype);
+  int64_t entry = strip.begin * kUnit;
   double sum[1] = {};
   if (is_aligned(x) && is_aligned(y)) {
-    sum[0] = products_by_units<T>(p, x, y, begin + threadIdx.x, end);
-    entry = end * kUnit;
+    sum[0] = products_by_units<T>(p, x, y, strip.begin + threadIdx.x, strip.end);
+    entry = strip.end * kUnit;
   }
-  for (entry += threadIdx.x; entry < last; entry += kThreads) {
+  for (entry += threadIdx.x; entry < strip.last; entry += kThreads) {
     sum[0] = fma(load_entry<double>(x + entry * size_of(p.x_dtype), p.x_dtype),
                  load_entry<double>(y + entry * size_of(p.y_dtype), p.y_dtype), sum[0]);
   }
@@ -100,37 +88,33 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) inner[blockIdx.x] = sum[0];
 }
 
-int strip_count(const InnerArgs& args) {
-  const int64_t strips = (args.size + kStripSize - 1) / kStripSize;
-  return static_cast<int>(std::clamp<int64_t>(strips, 1, kMostStrips));
-}
-
 }  // namespace
 
-size_t inner_products_workspace(const InnerArgs& args) {
-  const int strips = strip_count(args);
-  return strips == 1 ? 0 : args.batch * strips * sizeof(double);
+cudaError_t strips::add_up(int64_t batch, int64_t size, const double* partials, double* sums,
+                           cudaStream_t stream) {
+  if (count(size) == 1) return cudaSuccess;
+  return dev::launch(inner_sums, static_cast<unsigned>(batch), kThreads, kSharedBytes, stream,
+                     partials, count(size), sums);
 }
+
+size_t inner_products_workspace(const InnerArgs& args) { return workspace(args.batch, args.size); }
 
 cudaError_t inner_products(const InnerArgs& args, void* workspace, cudaStream_t stream) {
   if (args.batch == 0) return cudaSuccess;
-  const int strips = strip_count(args);
-  double* partials = strips == 1 ? args.inner : static_cast<double*>(workspace);
+  const int strips = count(args.size);
+  double* const sums = partials(args.size, workspace, args.inner);
   const Params p = {args.size,
                     args.x_dtype,
                     args.y_dtype,
                     static_cast<const char*>(args.x),
                     static_cast<const char*>(args.y),
-                    partials,
+                    sums,
                     strips};
   const bool in_double = args.x_dtype == Dtype::kFloat64 || args.y_dtype == Dtype::kFloat64;
-  const size_t shared = kThreads / 32 * sizeof(double);
-  const unsigned blocks = static_cast<unsigned>(args.batch * strips);
-  const cudaError_t error = dev::launch(in_double ? inner_partials<double> : inner_partials<float>,
-                                        blocks, kThreads, shared, stream, p);
-  if (error != cudaSuccess || strips == 1) return error;
-  return dev::launch(inner_sums, static_cast<unsigned>(args.batch), kThreads, shared, stream,
-                     partials, strips, args.inner);
+  const cudaError_t error =
+      dev::launch(in_double ? inner_partials<double> : inner_partials<float>,
+                  static_cast<unsigned>(args.batch * strips), kThreads, kSharedBytes, stream, p);
+  return error != cudaSuccess ? error : add_up(args.batch, args.size, sums, args.inner, stream);
 }
 
 }  // namespace schattor::cuda

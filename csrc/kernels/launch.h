@@ -41,8 +41,23 @@ struct MomentumRule {
   bool nesterov;
 };
 
+// Weights of M, entry by entry: w = ((v / correction)^root + eps)^-exponent of
+// v = beta v + (1 - beta) g^2 (v + g^2 where beta is 1), and 0 where v is 0.
+struct SecondMoments {
+  const View* squares;  // host (batch), only read; or null: weights are read
+  Dtype dtype;
+  const double* beta;
+  const double* corrections;  // (batch)
+  const double* eps;          // (batch)
+  bool square_root;           // root is 0.5, else 1
+  const double* exponent;
+  // (batch, rows, cols) of float64 if any list or the wide batch is, else of float32: written,
+  // unless squares is null. Null: no weights.
+  void* weights;
+};
+
 // wide = size M / |M|_F and norms = |M|_F / size with the M of the rule above, so M = norms wide.
-// Moments are read, not written.
+// With weights, w M stands for M. Moments are read, not written.
 struct GatherArgs {
   int64_t batch, rows, cols;
   const View* grads;    // host (batch)
@@ -52,12 +67,14 @@ struct GatherArgs {
   double size;      // a power of two that keeps float16 entries from being subnormal
   void* wide;       // (batch, rows, cols); zero where M is zero or not finite
   double* norms;    // (batch) zero where M is zero or not finite
-  uint8_t* finite;  // (batch) 1 where every entry of M is finite, else 0
+  uint8_t* finite;  // (batch) 1 where every entry of M, and of v if there is one, is finite, else 0
+  SecondMoments second;
 };
 size_t gather_momentum_workspace(const GatherArgs& args);  // bytes
 cudaError_t gather_momentum(const GatherArgs& args, void* workspace, cudaStream_t stream);
 
-// w <- decay w - scale direction and m <- rule(m, g), where finite; elsewhere both stay.
+// w <- decay w - scale direction, m <- rule(m, g) and v <- beta v + (1 - beta) g^2 (v + g^2 where
+// beta is 1), where finite; elsewhere all stay.
 struct ScatterArgs {
   int64_t batch, rows, cols;
   const View* params;     // host (batch)
@@ -72,6 +89,9 @@ struct ScatterArgs {
   // null: round to nearest. Else one number, different at every step: bfloat16 params are rounded
   // up or down at random with the chance that keeps their mean (Philox of seed, matrix and entry).
   const int64_t* rounding_seed;
+  const View* squares;  // host (batch), or null: no second moments
+  Dtype square_dtype;
+  const double* beta;
 };
 cudaError_t scatter_update(const ScatterArgs& args, cudaStream_t stream);
 
@@ -85,6 +105,30 @@ struct InnerArgs {
 };
 size_t inner_products_workspace(const InnerArgs& args);
 cudaError_t inner_products(const InnerArgs& args, void* workspace, cudaStream_t stream);
+
+// w <- w direction, entry by entry, and square[i] = |w|_F^2 of the new w, summed in double.
+struct WeighArgs {
+  int64_t batch, size;
+  Dtype weights_dtype, direction_dtype;
+  void* weights;          // (batch, size)
+  const void* direction;  // (batch, size)
+  double* square;         // (batch)
+};
+size_t weigh_workspace(const WeighArgs& args);
+cudaError_t weigh(const WeighArgs& args, void* workspace, cudaStream_t stream);
+
+// F <- decay F + share X X', or X' X. Exactly symmetric, of the lower triangles of F.
+struct AverageGramsArgs {
+  int64_t batch, rows, cols;
+  bool right;           // X' X
+  Dtype dtype;          // kFloat32 or kFloat64, of both
+  void* factors;        // (batch, d, d), d = right ? cols : rows
+  const void* wide;     // (batch, rows, cols)
+  const double* decay;  // (batch)
+  const double* share;  // (batch)
+};
+size_t average_grams_workspace(const AverageGramsArgs& args);
+cudaError_t average_grams(const AverageGramsArgs& args, void* workspace, cudaStream_t stream);
 
 // What a direction comes with: its inner product with the input, and its squared norm.
 struct Direction {

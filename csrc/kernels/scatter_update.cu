@@ -1,5 +1,6 @@
-// Directions back into lists of weights, and gradients into lists of moments, in one pass: every
-// byte is read once and every byte of weights and moments written once, which is the floor.
+// Directions back into lists of weights, and gradients into lists of first and second moments, in
+// one pass: every byte is read once and every byte of weights and moments written once, which is
+// the floor.
 #include <algorithm>
 
 #include "rounding.cuh"
@@ -25,6 +26,13 @@ struct Params {
   struct {
     View param, grad, momentum;
   } matrices[kTable];
+};
+
+// Apart, so that launches without second moments carry no more than before.
+struct SquareParams : Params {
+  Dtype square_dtype;
+  const double* beta;
+  View squares[kTable];
 };
 
 // w <- decay w - scale direction, cut as the weights lie.
@@ -59,6 +67,7 @@ DEV void step(const Params& p, int index, int t, T* turning) {
 // m <- momentum m + c g, cut as the moments lie.
 template <class T>
 DEV void accumulate(const Params& p, int index, int t, T* turning) {
+  if (!p.has_momentum) return;
   const View &g = p.matrices[index].grad, &m = p.matrices[index].momentum;
   // No wide batch is concerned, so alike and contiguous is enough, transposed or not.
   const bool flat = (is_contiguous(g, p.rows, p.cols) && is_contiguous(m, p.rows, p.cols)) ||
@@ -78,10 +87,42 @@ DEV void accumulate(const Params& p, int index, int t, T* turning) {
   store(moment, momenta, tile, turning);
 }
 
+// The same and v <- beta v + (1 - beta) g^2 with one read of g, cut as the second moments lie.
+template <class T>
+DEV void accumulate(const SquareParams& p, int index, int t, T* turning) {
+  const View &g = p.matrices[index].grad, &m = p.matrices[index].momentum, &v = p.squares[index];
+  const auto all = [&](const auto& lies) {
+    return lies(g) && lies(v) && (!p.has_momentum || lies(m));
+  };
+  const bool flat = all([&](const View& view) { return is_contiguous(view, p.rows, p.cols); }) ||
+                    all([&](const View& view) { return is_contiguous_transposed(view, p.rows); });
+  const Cut cut = flat ? Cut::kFlat : lies_transposed(v, p.rows) ? Cut::kColumns : Cut::kRows;
+  const Grid tiles = grid(p.rows, p.cols, cut);
+  if (t >= tiles.count()) return;
+  const Tile tile = tiles.tile(t);
+  const Side squares(v, p.square_dtype, cut);
+  const Loads<T> loads(squares, tile), additions(Side(g, p.grad_dtype, cut), tile);
+  Entries<T> square, grad;
+  loads.finish(turning, square);
+  additions.finish(turning, grad);
+  const Average<T> average(p.beta);
+#pragma unroll
+  for (int k = 0; k < kUnit; ++k) square.x[k] = average(square.x[k], grad.x[k]);
+  store(square, squares, tile, turning);
+  if (!p.has_momentum) return;
+  const Side momenta(m, p.momentum_dtype, cut);
+  Entries<T> moment;
+  Loads<T>(momenta, tile).finish(turning, moment);
+  const Blend<T> blend(p.rule);
+#pragma unroll
+  for (int k = 0; k < kUnit; ++k) moment.x[k] = blend(moment.x[k], grad.x[k]);
+  store(moment, momenta, tile, turning);
+}
+
 // Weights are computed in T; moments in U, which is the type that gather_momentum computed in.
-template <class T, class U>
+template <class T, class U, class P>
 __global__ void __launch_bounds__(kThreads, std::min(kResident<T>, kResident<U>))
-    scatter(const __grid_constant__ Params p) {
+    scatter(const __grid_constant__ P p) {
   DYN_SMEM(base);
   dev::Carve sm{base};
   using Widest = std::conditional_t<sizeof(T) >= sizeof(U), T, U>;
@@ -89,11 +130,14 @@ __global__ void __launch_bounds__(kThreads, std::min(kResident<T>, kResident<U>)
   const int index = blockIdx.x / p.tiles, t = blockIdx.x % p.tiles;
   if (!p.finite[index]) return;
   step(p, index, t, reinterpret_cast<T*>(turning));
-  if (p.has_momentum) accumulate(p, index, t, reinterpret_cast<U*>(turning));
+  accumulate(p, index, t, reinterpret_cast<U*>(turning));
 }
 
-Params params(const ScatterArgs& args, int64_t first, int count) {
-  Params p;
+bool has_moments(const ScatterArgs& args) {
+  return args.momenta != nullptr || args.squares != nullptr;
+}
+
+void fill(const ScatterArgs& args, int64_t first, int count, Params& p) {
   p.rows = args.rows, p.cols = args.cols;
   p.param_dtype = args.param_dtype, p.grad_dtype = args.grad_dtype;
   p.momentum_dtype = args.momentum_dtype, p.direction_dtype = args.direction_dtype;
@@ -110,22 +154,35 @@ Params params(const ScatterArgs& args, int64_t first, int count) {
   p.tiles = static_cast<int>(grid(args.rows, args.cols, Cut::kRows).count());
   for (int i = 0; i < count; ++i) {
     p.matrices[i].param = args.params[first + i];
-    p.matrices[i].grad = p.has_momentum ? args.grads[first + i] : View{};
+    p.matrices[i].grad = has_moments(args) ? args.grads[first + i] : View{};
     p.matrices[i].momentum = p.has_momentum ? args.momenta[first + i] : View{};
   }
-  return p;
 }
 
-template <class T, class U>
+void fill(const ScatterArgs& args, int64_t first, int count, SquareParams& p) {
+  fill(args, first, count, static_cast<Params&>(p));
+  p.square_dtype = args.square_dtype;
+  p.beta = args.beta;
+  std::copy(args.squares + first, args.squares + first + count, p.squares);
+}
+
+template <class T, class U, class P>
 cudaError_t run(const ScatterArgs& args, cudaStream_t stream) {
   for (int64_t first = 0; first < args.batch; first += kTable) {
     const int count = static_cast<int>(std::min<int64_t>(args.batch - first, kTable));
-    const Params p = params(args, first, count);
-    const cudaError_t error = dev::launch(scatter<T, U>, count * p.tiles, kThreads,
+    P p;
+    fill(args, first, count, p);
+    const cudaError_t error = dev::launch(scatter<T, U, P>, count * p.tiles, kThreads,
                                           kTileSize * std::max(sizeof(T), sizeof(U)), stream, p);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
+}
+
+template <class T, class U>
+cudaError_t run(const ScatterArgs& args, cudaStream_t stream) {
+  return args.squares == nullptr ? run<T, U, Params>(args, stream)
+                                 : run<T, U, SquareParams>(args, stream);
 }
 
 }  // namespace
@@ -135,8 +192,9 @@ cudaError_t scatter_update(const ScatterArgs& args, cudaStream_t stream) {
   const Dtype wide = Dtype::kFloat64;
   const bool step_in_double = args.param_dtype == wide || args.direction_dtype == wide;
   const bool moments_in_double =
-      args.momenta != nullptr &&
-      (args.grad_dtype == wide || args.momentum_dtype == wide || args.direction_dtype == wide);
+      has_moments(args) && (args.grad_dtype == wide || args.direction_dtype == wide ||
+                            (args.momenta != nullptr && args.momentum_dtype == wide) ||
+                            (args.squares != nullptr && args.square_dtype == wide));
   if (step_in_double) {
     return moments_in_double ? run<double, double>(args, stream) : run<double, float>(args, stream);
   }

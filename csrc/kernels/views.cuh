@@ -178,14 +178,15 @@ class Loads {
         tile_(tile),
         straight_(side.has_units(tile)),
         turned_(!straight_ && side.turned().has_units(tile.turned())) {
+    raw_ = {};  // on every path: else registers hold it from one tile to the next
     if (straight_) begin(side, tile);
     if (turned_) begin(side.turned(), tile.turned());
   }
 
   DEV void finish(T* turning, Entries<T>& entries) const {
-    if (straight_ || turned_) from_raw(raw_, side_.dtype, entries.x);
-    if (straight_) return;
+    if (straight_) return from_raw(raw_, side_.dtype, entries.x);
     if (turned_) {
+      from_raw(raw_, side_.dtype, entries.x);
       put(entries, tile_, true, turning);
     } else {
       each_entry(side_, tile_, [&](int slot, const char* entry) {
@@ -200,7 +201,6 @@ class Loads {
  private:
   DEV void begin(const Side& side, const Tile& tile) {
     const Unit unit(tile);
-    raw_ = {};
     if (unit.inside) {
       raw_ = load_raw<T>(side.at(tile, unit.line, unit.place), size_of(side.dtype));
     }

@@ -72,7 +72,10 @@ struct Cuda {
   using View = cuda::View;
   using Direction = cuda::Direction;
   using GatherArgs = cuda::GatherArgs;
+  using SecondMoments = cuda::SecondMoments;
   using ScatterArgs = cuda::ScatterArgs;
+  using WeighArgs = cuda::WeighArgs;
+  using AverageGramsArgs = cuda::AverageGramsArgs;
   using InnerArgs = cuda::InnerArgs;
   using ChainArgs = cuda::ChainArgs;
   using SquaringsArgs = cuda::SquaringsArgs;
@@ -84,13 +87,27 @@ struct Cuda {
   static void run(const GatherArgs& args, const Tensor& like) {
     const DeviceGuard guard(like);
     const Tensor workspace = bytes_like(like, cuda::gather_momentum_workspace(args));
-    require_success("gather_momentum", "gather_momentum",
+    const bool weighted = args.second.weights != nullptr;
+    require_success(weighted ? "gather_weighted" : "gather_momentum", "gather_momentum",
                     cuda::gather_momentum(args, workspace.data_ptr(), current_stream(like)));
   }
   static void run(const ScatterArgs& args, const Tensor& like) {
     const DeviceGuard guard(like);
-    require_success("scatter_update", "scatter_update",
+    const bool both = args.squares != nullptr;
+    require_success(both ? "scatter_moments" : "scatter_update", "scatter_update",
                     cuda::scatter_update(args, current_stream(like)));
+  }
+  static void run(const WeighArgs& args, const Tensor& like) {
+    const DeviceGuard guard(like);
+    const Tensor workspace = bytes_like(like, cuda::weigh_workspace(args));
+    require_success("weigh", "weigh",
+                    cuda::weigh(args, workspace.data_ptr(), current_stream(like)));
+  }
+  static void run(const AverageGramsArgs& args, const Tensor& like) {
+    const DeviceGuard guard(like);
+    const Tensor workspace = bytes_like(like, cuda::average_grams_workspace(args));
+    require_success("average_grams", "average_grams",
+                    cuda::average_grams(args, workspace.data_ptr(), current_stream(like)));
   }
   static void run(const InnerArgs& args, const Tensor& like) {
     const DeviceGuard guard(like);

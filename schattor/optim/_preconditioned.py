@@ -18,10 +18,10 @@ from schattor import ops
 from schattor.blocks import block_shapes
 from schattor.directions import Directions
 from schattor.optim._bases import Bases
+from schattor.optim._factored import Factored, Means
 from schattor.optim._factors import Raw, Side
 from schattor.optim._roots import Roots
 from schattor.optim._settings import Group
-from schattor.optim._sizes import over
 from schattor.portable import scalar_dtype
 from schattor.theory.preconditioners import PRECONDITIONERS, Preconditioner
 
@@ -47,8 +47,7 @@ class Entered(NamedTuple):
     grads: list[Tensor]
     raw: Raw | None = None  # as they came, where there are bases
     inside: Tensor | None = None  # the gradients in one batch, where there are bases
-    mean_rows: Tensor | None = None  # [batch, rows] of their squares, where these are factored
-    mean_cols: Tensor | None = None
+    means: Means | None = None  # of their squares, where second moments are factored
 
 
 def preconditioner_of(group: Group) -> Preconditioner | None:
@@ -122,8 +121,7 @@ class Preconditioned:
         self.beta, self._exponent, self._still = numbers.unbind()
         self._entries: Entries = []
         self._taken = numbers[:0]
-        self._mean_rows: Tensor | None = None
-        self._mean_cols: Tensor | None = None
+        self._factored: Factored | None = None
         self._followed: tuple[float, float] = (math.nan, math.nan)
         self._corrects = False
         self._power = math.nan
@@ -141,18 +139,18 @@ class Preconditioned:
             taken: steps that each block has taken ``[batch]``, which the caller advances.
         """
         self._entries, self._taken = entries, taken
-        self._mean_rows = self._joined("square_rows")
-        self._mean_cols = self._joined("square_cols")
-        if self.spec.basis:
-            rows, cols = self._side("rows"), self._side("cols")
-            ages = [int(entry["step"]) for entry, _ in entries]
-            if rows is None and cols is None:
-                return
-            if self.spec.weights == "roots":
-                self.roots = Roots(self.spec, rows, cols, ages)
-            else:
-                means = (self._mean_rows, self._mean_cols)
-                self.bases = Bases(self.spec, rows, cols, ages, means)
+        means = self._joined("square_rows"), self._joined("square_cols")
+        mean_rows, mean_cols = means
+        if mean_rows is not None and mean_cols is not None:
+            self._factored = Factored(Means(mean_rows, mean_cols))
+        rows, cols = self._side("rows"), self._side("cols")
+        if rows is None and cols is None:
+            return
+        ages = [int(entry["step"]) for entry, _ in entries]
+        if self.spec.weights == "roots":
+            self.roots = Roots(self.spec, rows, cols, ages)
+        else:
+            self.bases = Bases(self.spec, rows, cols, ages, means)
 
     def _side(self, name: str) -> Side | None:
         frame = "root" if self.spec.weights == "roots" else "basis"
@@ -194,11 +192,9 @@ class Preconditioned:
             inside = self.bases.rotated(chunk, raw.wide)
             inside *= raw.norms.to(inside.dtype)[:, None, None]
             entered = Entered(list(inside.unbind()), raw, inside)
-        if self._mean_rows is None:
-            return entered
-        met = [grad.to(self._mean_rows.dtype) for grad in entered.grads]
-        square = torch.stack(met).square()
-        return entered._replace(mean_rows=square.mean(2), mean_cols=square.mean(1))
+        if self._factored is not None:
+            entered = entered._replace(means=self._factored.met(entered.grads))
+        return entered
 
     def _raw(self, grads: list[Tensor], dtype: torch.dtype) -> Raw:
         device = self.beta.device
@@ -232,7 +228,9 @@ class Preconditioned:
             ops.gather_momentum(entered.grads, momenta, *rule, size, wide, norms, finite)
         else:
             corrections, eps = self._corrections(chunk, group)
-            weights = self._weights(chunk, entered, corrections, eps, wide)
+            lists = [each[0] for each in (entered.grads, momenta, self.squares) if each]
+            weights = self._weights(chunk, entered, corrections, eps, wide.shape)
+            weights = weights.to(_compute_dtype(*lists, wide))
             ops.gather_weighted(
                 entered.grads,
                 momenta,
@@ -319,11 +317,8 @@ class Preconditioned:
         self, chunk: slice, entered: Entered, momenta: list[Tensor], finite: Tensor, group: Group
     ) -> None:
         """Take the gradients into what the next step knows."""
-        if entered.mean_rows is not None and entered.mean_cols is not None:
-            assert self._mean_rows is not None and self._mean_cols is not None
-            rows, cols = self._mean_rows[chunk], self._mean_cols[chunk]
-            rows.copy_(_averaged(rows, entered.mean_rows, self.beta, finite))
-            cols.copy_(_averaged(cols, entered.mean_cols, self.beta, finite))
+        if self._factored is not None and entered.means is not None:
+            self._factored.learn(chunk, entered.means, self.beta, finite)
         if self.bases is not None:
             assert entered.raw is not None and entered.inside is not None
             squares = [*self.squares[chunk]]
@@ -349,33 +344,30 @@ class Preconditioned:
         return corrections, eps / corrections**self.spec.root if self.spec.eps_first else eps
 
     def _weights(
-        self, chunk: slice, entered: Entered, corrections: Tensor, eps: Tensor, wide: Tensor
+        self,
+        chunk: slice,
+        entered: Entered,
+        corrections: Tensor,
+        eps: Tensor,
+        shape: Sequence[int],
     ) -> Tensor:
-        """Weights that do not come from second moments entry by entry; else where these go."""
-        if self.squares:
-            lists = (entered.grads[0], self.squares[0])
-            doubles = any(each.dtype == torch.float64 for each in (*lists, wide))
-            return torch.empty_like(wide, dtype=torch.float64 if doubles else torch.float32)
-        if self.spec.weights == "tracked":
-            if self.bases is None:
-                return torch.ones_like(wide, dtype=torch.float32)
-            return self.bases.weights(chunk, eps, wide.shape)
-        assert self._mean_rows is not None and self._mean_cols is not None
-        assert entered.mean_rows is not None and entered.mean_cols is not None
-        every = torch.ones_like(corrections, dtype=torch.bool)
-        rows = _averaged(self._mean_rows[chunk], entered.mean_rows, self.beta, every)
-        cols = _averaged(self._mean_cols[chunk], entered.mean_cols, self.beta, every)
-        rows = over(rows, rows.mean(1, keepdim=True)) / corrections.to(rows.dtype)[:, None]
-        v = rows[:, :, None] * cols[:, None, :]
-        corrected = v**self.spec.root + eps.to(v.dtype)[:, None, None]
-        return torch.where(v > 0, corrected ** -self._exponent.to(v.dtype), 0.0)
+        """Weights as a wide batch; where second moments are whole, only the memory for them."""
+        if self._factored is not None and entered.means is not None:
+            numbers = (self.beta, corrections, eps, self.spec.root, self._exponent)
+            return self._factored.weights(chunk, entered.means, *numbers)
+        if self.spec.weights == "moments":
+            dtype = work_dtype(self.squares[0].dtype)
+            return torch.empty(shape, dtype=dtype, device=eps.device)
+        if self.bases is None:  # both sides are too long for factors
+            return torch.ones(shape, device=eps.device)
+        return self.bases.weights(chunk, eps, shape)
 
 
 def _squares(x: Tensor) -> Tensor:
     return ops.inner_products(x, x)
 
 
-def _averaged(kept: Tensor, met: Tensor, beta: Tensor, finite: Tensor) -> Tensor:
-    """``beta kept + (1 - beta) met``, a sum where ``beta`` is 1; unchanged where not finite."""
-    share = torch.where(beta == 1, torch.ones_like(beta), 1 - beta).to(kept.dtype)
-    return torch.where(finite[:, None], beta.to(kept.dtype) * kept + share * met, kept)
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """What `ops.gather_weighted` computes in, and its weights are: float64 if any of these is."""
+    doubles = any(each.dtype == torch.float64 for each in tensors)
+    return torch.float64 if doubles else torch.float32

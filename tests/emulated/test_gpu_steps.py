@@ -11,18 +11,29 @@ from cases import OPTIMIZERS, problem, run, weights_of
 
 from schattor import ops
 from schattor.optim import Schattor
+from schattor.theory.preconditioners import PRECONDITIONERS
 
 pytestmark = pytest.mark.usefixtures("gpu_facts")
 SHAPES = ((12, 12), (8, 20), (20, 8), (8, 20), (1, 7), (5, 1))
 MATRIX = {name: make for name, make in OPTIMIZERS.items() if name not in ("adamw", "sign")}
 
 
+def has_bases(optimizer: Schattor) -> bool:
+    """Whether steps depend on eigenvectors, whose signs, and all of them in a null space, are free.
+
+    There only weights are compared, of matrices whose factors have no null space.
+    """
+    name = optimizer.param_groups[0]["preconditioner"]
+    return name is not None and PRECONDITIONERS[name].basis != ""
+
+
 def stepped(make: Callable[[Any], Schattor], dtype: torch.dtype) -> list[torch.Tensor]:
-    made = problem(SHAPES, dtype)
+    free = has_bases(make(problem(SHAPES, dtype).params))
+    made = problem(((12, 12), (9, 9), (9, 9)) if free else SHAPES, dtype)
     optimizer = make(made.params)
     run(optimizer, made, 3)
     moments = [optimizer.state[param].get("momentum_buffer") for param in made.params]
-    return weights_of(made) + [moment for moment in moments if moment is not None]
+    return weights_of(made) + [m for m in moments if m is not None and not free]
 
 
 @pytest.mark.parametrize(
@@ -43,9 +54,11 @@ def test_steps_are_those_of_plain_torch(
         monkeypatch.setattr(ops, operator.__name__, operator)
     theirs = stepped(make, dtype)
 
-    # Three steps of at most 0.01, whose directions differ by the rounding of float16.
+    # Three steps of about 0.01, whose directions differ by the rounding of float16; SANIA's step is
+    # longer where gradients are small.
     rounding = torch.finfo(dtype).eps
-    torch.testing.assert_close(ours, theirs, rtol=2 * rounding, atol=2e-4)
+    largest = max(1.0, *(float(each.abs().max()) for each in theirs))
+    torch.testing.assert_close(ours, theirs, rtol=2 * rounding, atol=2e-4 * largest)
 
 
 def test_a_bad_gradient_moves_nothing_and_is_counted() -> None:

@@ -59,7 +59,7 @@ Gathered gather(const Case& c, List& grads, List& momenta, int64_t first, int64_
                            g,          m,           c.grad,
                            c.momentum, c.wide,      {momentum.data(), c.ema, c.nesterov},
                            c.size,     wide.data(), norms.data(),
-                           flags};
+                           flags,      {}};
   Buffer<double> workspace(gather_momentum_workspace(args) / sizeof(double), "workspace");
   const cudaError_t error = gather_momentum(args, workspace.data(), nullptr);
   CHECK(error == cudaSuccess, "error %d", static_cast<int>(error));
@@ -343,8 +343,8 @@ void expanded_gradient() {
   Buffer<double> norm(1);
   Buffer<uint8_t> finite(1);
   const View view = {one.data(), 0, 0};
-  const GatherArgs args = {1,      3,  4, &view,       nullptr,     c.grad,       c.momentum,
-                           c.wide, {}, 1, wide.data(), norm.data(), finite.data()};
+  const GatherArgs args = {1,      3,  4, &view,       nullptr,     c.grad,        c.momentum,
+                           c.wide, {}, 1, wide.data(), norm.data(), finite.data(), {}};
   CHECK(gather_momentum(args, nullptr, nullptr) == cudaSuccess, "launch");
   CHECK(std::fabs(norm.read()[0] - std::sqrt(48.0)) < 1e-6, "norm %g", norm.read()[0]);
   for (const float x : wide.read()) CHECK(std::fabs(x + std::sqrt(1 / 12.0)) < 1e-7, "%g", x);

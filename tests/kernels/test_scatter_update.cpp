@@ -48,6 +48,7 @@ void shapes() {
       c.param_layout = lists::kLayouts[turn % 8];
       c.grad_layout = lists::kLayouts[turn * 3 % 8];
       c.momentum_layout = lists::kLayouts[turn * 5 % 8];
+      c.square_layout = lists::kLayouts[turn * 7 % 8], c.has_squares = turn % 3 == 0;
       if (k == 1) c.param = c.grad = c.direction = Dtype::kBFloat16;
       check_case(c, "shapes");
     }
@@ -94,6 +95,51 @@ void dtypes() {
   }
 }
 
+// Second moments beside first ones and alone, by every layout and dtype.
+void second_moments() {
+  int turn = 0;
+  for (const Layout layout : lists::kLayouts) {
+    for (const Case& shape : {plain(2, 16, 24), plain(1, 70, 75), plain(1, 72, 72)}) {
+      Case c = shape;
+      c.has_squares = true, c.has_momentum = turn % 3 > 0;
+      c.square_layout = layout, c.grad_layout = lists::kLayouts[turn % 8];
+      c.momentum_layout = lists::kLayouts[(turn + turn / 8) % 8];
+      c.beta = turn++ % 5 == 0 ? 1 : 0.999;
+      check_case(c, "layouts of second moments");
+    }
+  }
+  for (const Dtype square : lists::kDtypes) {
+    for (const Dtype grad : lists::kDtypes) {
+      for (const Dtype other : lists::kDtypes) {
+        Case c = plain(1, 9, 16);
+        c.has_squares = true, c.has_momentum = turn % 4 > 0;
+        c.square = square, c.grad = grad;
+        c.param = c.momentum = other, c.beta = 0.95;
+        c.square_layout = c.momentum_layout = c.grad_layout = lists::kLayouts[turn++ % 8];
+        check_case(c, "dtypes of second moments");
+      }
+    }
+  }
+}
+
+// A square that overflows, and what comes of moments that are not finite where the flag allows it.
+void second_moments_beyond_their_range() {
+  for (const double g : {1e30, HUGE_VAL, 1e-30}) {
+    Case c = plain(2, 4, 9);
+    c.has_squares = true;
+    State state(c), truth(c);
+    for (State* each : {&state, &truth}) {
+      each->grads.set(1, 2, 3, g);
+      each->squares.set(0, 0, 0, 0);
+      each->grads.set(0, 0, 0, 0);
+      each->squares.set(0, 1, 1, lists::format_of(c.square).least());
+    }
+    expect(c, truth);
+    state.update(c);
+    check_equal(c, state, truth, "extreme second moments");
+  }
+}
+
 // Signed zeros, subnormals and NaN in the weights included.
 void no_step_keeps_every_bit() {
   for (const Dtype dtype : lists::kDtypes) {
@@ -114,7 +160,8 @@ void no_step_keeps_every_bit() {
 void not_finite_keeps_everything() {
   for (const Layout layout : {Layout::kContiguous, Layout::kTransposed, Layout::kScattered}) {
     Case c = plain(3, 17, 31);
-    c.param_layout = c.grad_layout = c.momentum_layout = layout;
+    c.param_layout = c.grad_layout = c.momentum_layout = c.square_layout = layout;
+    c.has_squares = true;
     State state(c), truth(c);
     state.finite[1] = truth.finite[1] = 0;
     state.grads.set(1, 3, 3, NAN), truth.grads.set(1, 3, 3, NAN);
@@ -150,8 +197,9 @@ void nothing() {
 }
 
 // More matrices than a launch has room for.
-void long_list() {
-  const Case c = plain(131, 3, 5);
+void long_list(bool has_squares) {
+  Case c = plain(131, 3, 5);
+  c.has_squares = has_squares;
   State state(c), truth(c);
   truth.finite[129] = state.finite[129] = 0;
   expect(c, truth);
@@ -173,8 +221,9 @@ void far_rows() {
   const View view = {memory, stride, 1};
   const Dtype half = Dtype::kBFloat16, single = Dtype::kFloat32;
   const ScatterArgs args = {
-      1,      2,      16,     &view, nullptr,      nullptr,      direction.data(), half,
-      single, single, single, {},    scale.data(), decay.data(), finite.data(),    nullptr};
+      1,       2,      16,     &view, nullptr,      nullptr,      direction.data(), half,
+      single,  single, single, {},    scale.data(), decay.data(), finite.data(),    nullptr,
+      nullptr, half,   nullptr};
   CHECK(scatter_update(args, nullptr) == cudaSuccess, "launch");
   const uint16_t* entries = static_cast<const uint16_t*>(memory);
   for (int64_t k = 0; k < 16; ++k) {
@@ -188,6 +237,8 @@ void body() {
   shapes();
   layouts();
   dtypes();
+  second_moments();
+  second_moments_beyond_their_range();
   no_step_keeps_every_bit();
   not_finite_keeps_everything();
   rounds_once();
@@ -201,7 +252,7 @@ int main(int argc, char** argv) {
 #ifndef __CUDACC__
   far_rows();
 #endif
-  if (lists::kLong) long_list();
+  if (lists::kLong) long_list(false), long_list(true);
   lists::deal_out(argc);
   return device_test::run(argc, argv, body);
 }
