@@ -73,6 +73,12 @@ directions() { python3 benchmarks/bench_directions.py --out "$1/directions_cuda.
 
 steps() { python3 benchmarks/bench_step.py --device cuda --out "$1/step_cuda.json"; }
 
+family() {
+  python3 benchmarks/bench_family.py --device cuda --sets "small GPT" --rounds 3 --out "$1/family_cuda.json"
+}
+
+auto() { python3 benchmarks/bench_auto.py --device cuda --out "$1/auto_cuda.json"; }
+
 solvers() {
   nvcc -std=c++17 --expt-relaxed-constexpr -O3 -arch=sm_"$GPU_ARCH" -Icsrc/kernels \
     benchmarks/cuda/solvers.cu $build/kernels.a -lcusolver -lcublas -o $build/solvers &&
@@ -141,6 +147,8 @@ stage 80 sanitize racecheck
 stage 40 sanitize synccheck
 stage 150 directions "$folder"
 stage 120 steps "$folder"
+stage 40 family "$folder"
+stage 20 auto "$folder"
 stage 60 solvers "$folder"
 stage 60 demo
 finish

@@ -43,7 +43,7 @@ class AutoP:
     hysteresis: float = 0.0
     bounds: tuple[float, float] = (2.0, math.inf)
     lowest_power: float = 0.0
-    tokens: int | None = 4096
+    tokens: int | None = 1024
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that are not allowed."""

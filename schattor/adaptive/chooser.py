@@ -48,12 +48,12 @@ def forms_of(
     found = iterates(x)
     steps = outward(found)
     weighed = steps @ moment if right else moment @ steps
-    flat = steps.flatten(1).double()
-    falls = flat @ grad.to(steps.dtype).flatten().double()
-    norms = found.flatten(1).double() @ found[0].flatten().double()
-    curves = weighed.flatten(1).double() @ flat.mT
+    flat = steps.flatten(1)
+    falls = flat @ grad.to(steps.dtype).flatten()
+    norms = found.flatten(1) @ found[0].flatten()
+    curves = weighed.flatten(1) @ flat.mT
     inputs = torch.linalg.eigvalsh(moment.double()).clamp_min(0) if spectra else None
-    return Forms(falls, norms, curves, inputs)
+    return Forms(falls.double(), norms.double(), curves.double(), inputs)
 
 
 class Chooser:

@@ -137,7 +137,6 @@ class InputMoments:
         dist.all_reduce(calls)
         for each, total in zip(sums, calls.tolist(), strict=True):
             if total:
-                each.calls = total
                 for part in each.parts(each.param.device):
                     dist.all_reduce(part)
 
