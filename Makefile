@@ -1,10 +1,10 @@
 # One word for each thing to do. Every target makes what it needs first and can be run again.
-#   make demo    train a small language model with every optimizer; table, plot, JSON (FAST=1: short)
+#   make demo    train a language model with each optimizer (FAST=1: short; OPT="adamw soap": these)
 #   make test    all tests (Python, C++ under sanitizers, CUDA kernels on the processor)
 #   make cuda-compile  every CUDA kernel through nvcc; registers; no spills
 #   make coverage-kernels  which lines of the CUDA kernels the tests run
 #   make lint    formatting, style and types
-#   make bench   a whole optimizer step beside torch.optim.Muon and AdamW
+#   make bench   optimizer steps beside torch's Muon and AdamW and other packages; cost of p="auto"
 #   make test-abi  the same binary under the newest torch
 #   make wheel   a wheel for every GPU of a release, into dist/
 PYTHON ?= python3
@@ -36,7 +36,7 @@ build: $(VENV)/ready
 	$(PY) setup.py -q build_ext --inplace
 
 demo: build
-	$(PY) examples/character_gpt/run.py $(if $(FAST),--fast)
+	$(PY) examples/character_gpt/run.py $(if $(FAST),--fast) $(if $(OPT),--optimizers "$(OPT)")
 
 test: test-cpp test-emulation test-python
 
@@ -95,6 +95,8 @@ lint: $(VENV)/ready
 
 bench: build
 	$(PY) benchmarks/bench_step.py
+	$(PY) benchmarks/bench_family.py
+	$(PY) benchmarks/bench_auto.py
 
 clean:
 	rm -rf $(BUILD) schattor/*.so *.egg-info

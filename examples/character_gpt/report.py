@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from members import is_rival
 from rich.table import Table
 from settings import Settings
 from store import write_text
@@ -111,13 +112,13 @@ def remarks(summaries: list[Summary]) -> list[str]:
     """What a reader should know before quoting the table, good or bad."""
     lines = []
     ranked = sorted(summaries, key=lambda s: s.loss)
-    ours = [s for s in ranked if s.optimizer.startswith("schattor")]
-    rivals = [s for s in ranked if not s.optimizer.startswith("schattor")]
+    ours = [s for s in ranked if not is_rival(s.optimizer)]
+    rivals = [s for s in ranked if is_rival(s.optimizer)]
     if ours and rivals:
         gap = rivals[0].loss - ours[0].loss
         word = "below" if gap > 0 else "above"
         lines.append(
-            f"The best of schattor ({ours[0].optimizer}) ends {abs(gap):.3f} {word} "
+            f"The best of ours ({ours[0].optimizer}) ends {abs(gap):.3f} {word} "
             f"the best rival ({rivals[0].optimizer})."
         )
     spreads = [s.spread for s in summaries if s.spread is not None]
@@ -235,7 +236,7 @@ def _styles(summaries: list[Summary]) -> list[dict[str, Any]]:
     """Rivals dashed, members of the family from light to dark."""
     import matplotlib
 
-    ours = [s.optimizer for s in summaries if s.optimizer.startswith("schattor")]
+    ours = [s.optimizer for s in summaries if not is_rival(s.optimizer)]
     shades = matplotlib.colormaps["viridis"]
     rivals = iter(("black", "tab:red"))
     return [

@@ -1,11 +1,10 @@
-"""The optimizers by name, each as the pair that HuggingFace's Trainer takes."""
+"""The rivals, torch's own AdamW and Muon, as factories that HuggingFace's Trainer takes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from settings import Settings
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -92,42 +91,3 @@ class AdamWFactory:
         matrices, others = split(model, weight_decay)
         groups = matrices + [{**group, "lr": other_lr} for group in others]
         return AdamW(groups, lr, betas=BETAS, fused=True)
-
-
-def optimizer_pair(name: str, lr: float, settings: Settings) -> tuple[Any, dict[str, Any]]:
-    """(class or factory, keyword arguments) for `Trainer(optimizer_cls_and_kwargs=...)`.
-
-    `name` is "adamw", "muon" or "schattor:key=value,..." with any keyword of schattor.Schattor.
-    """
-    kind, _, options = name.partition(":")
-    rates = {"lr": lr, "weight_decay": settings.weight_decay}
-    if name in ("adamw", "muon"):
-        factory = AdamWFactory if kind == "adamw" else MuonFactory
-        return factory, {**rates, "other_lr": settings.other_rate}
-    if kind == "schattor":
-        from schattor.integrations.huggingface import trainer_optimizer
-
-        shared = {"adamw_lr": settings.other_rate, "betas": BETAS, "momentum": MOMENTUM}
-        return trainer_optimizer(**{**rates, **shared, **_keywords(name, options)})
-    raise ValueError(
-        f'demo: --optimizers: "adamw", "muon" or "schattor:p=NUMBER" is required, got {name!r}'
-    )
-
-
-def _keywords(name: str, options: str) -> dict[str, Any]:
-    keywords: dict[str, Any] = {}
-    for option in filter(None, options.split(",")):
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise ValueError(f"demo: --optimizers: {name!r}: key=value is required, got {option!r}")
-        keywords[key] = _number_or_text(value)
-    return keywords
-
-
-def _number_or_text(value: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value

@@ -1,11 +1,13 @@
-"""Train a character-level GPT with AdamW, Muon and Schattor, and compare them.
+"""Train a character-level GPT with AdamW, Muon and members of the family, and compare them.
 
     python examples/character_gpt/run.py [--fast] [--out DIR] [--seeds N]
-                                         [--optimizers "adamw muon schattor:p=3"]
+                                         [--optimizers "adamw soap muadam schattor:p=3"]
 
-Every optimizer sweeps its learning rates with the first seed; its best one is run again with the
-other seeds. Finished runs are kept as JSON in DIR/runs and not repeated, so the same command goes
-on after an interruption (the run that was under way starts over).
+"adamw" and "muon" are torch's own; every other name of schattor.available() is ours, with settings
+behind a colon (soap:precondition_frequency=5); ours of the same names are schattor.adamw and
+schattor.muon. Every optimizer sweeps its learning rates with the first seed; its best one is run
+again with the other seeds. Finished runs are kept as JSON in DIR/runs and not repeated, so the same
+command goes on after an interruption (the run under way starts over).
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 from data import Corpus, Text, load_text
+from members import RIVALS, canonical, optimizer_pair, rates
 from report import plot, remarks, summarize, table, write_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rivals import optimizer_pair
 from settings import FAST, FULL, OPTIMIZERS, Settings
 from store import Store, Unwritable, environment
 from training import Outcome, Run, train
+
+import schattor
 
 
 class Demo:
@@ -55,7 +59,7 @@ class Demo:
 
     def run_all(self, optimizers: list[str], seeds: int) -> None:
         """The sweep, then the other seeds at the best learning rates."""
-        sweep = [Run(name, lr, 0) for name in optimizers for lr in self.settings.rates]
+        sweep = [Run(name, lr, 0) for name in optimizers for lr in rates(name, self.settings)]
         self._planned = len(sweep) + len(optimizers) * (seeds - 1)
         self._steps_to_make = self._planned * self.settings.steps
         self._bars.update(self._overall, total=self._steps_to_make)
@@ -113,23 +117,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fast", action="store_true", help="small and short, under two minutes")
     parser.add_argument("--out", type=Path, help="directory of results (demo/full or demo/fast)")
     parser.add_argument("--seeds", type=int, help="seeds at the best rate (full: 2, fast: 1)")
-    parser.add_argument("--optimizers", default=" ".join(OPTIMIZERS), help="names, spaces between")
+    parser.add_argument("--optimizers", default=" ".join(OPTIMIZERS), help=_names())
     options = parser.parse_args(arguments)
-    options.optimizers = list(dict.fromkeys(options.optimizers.split()))
     if options.seeds is None:
         options.seeds = 1 if options.fast else 2
     if options.seeds < 1:
         parser.error(f"--seeds: at least 1 is required, got {options.seeds}")
-    if not options.optimizers:
-        parser.error("--optimizers: at least one name is required")
     if options.out is None:
         options.out = Path("demo") / ("fast" if options.fast else "full")
     try:
+        options.optimizers = list(dict.fromkeys(map(canonical, options.optimizers.split())))
         for name in options.optimizers:
             optimizer_pair(name, 1e-3, FULL)
     except (ValueError, TypeError) as error:
         parser.error(str(error))
+    if not options.optimizers:
+        parser.error("--optimizers: at least one name is required")
     return options
+
+
+def _names() -> str:
+    ours = [name for name in schattor.available() if name not in RIVALS]
+    both = ", ".join(f"schattor.{name}" for name in RIVALS)
+    return (
+        f"names, spaces between: {', '.join(RIVALS)} (torch's), {', '.join(ours)}, {both} (ours, "
+        "settings behind a colon: schattor:p=3 soap:precondition_frequency=5)"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -150,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"Model: Llama, width {settings.width}, {settings.layers} layers, context "
         f"{settings.context}; {settings.steps} steps of {settings.batch} windows, "
         f"{options.seeds} seed(s).\n"
-        f"Learning rates of the hidden matrices: {', '.join(f'{r:g}' for r in settings.rates)}; "
+        f"Learning rates of the hidden matrices: {_grids(options.optimizers, settings)}; "
         f"all else: AdamW at {settings.other_rate:g}.\n"
         f"Results go to {options.out}; finished runs in {store.folder} are not repeated.",
         highlight=False,
@@ -171,6 +184,17 @@ def main(arguments: list[str] | None = None) -> int:
     for line in demo.unsaved:
         console.print(f"demo: not written: {line}", style="bold red", highlight=False)
     return 1 if demo.unsaved else 0
+
+
+def _grids(optimizers: list[str], settings: Settings) -> str:
+    """Each grid, and whose it is; of one that all share, the grid alone."""
+    owners: dict[str, list[str]] = {}
+    for name in optimizers:
+        grid = ", ".join(f"{rate:g}" for rate in rates(name, settings))
+        owners.setdefault(grid, []).append(name)
+    if len(owners) == 1:
+        return next(iter(owners))
+    return "; ".join(f"{grid} ({', '.join(names)})" for grid, names in owners.items())
 
 
 def conclude(demo: Demo, text: Text, facts: dict[str, object], out: Path) -> None:

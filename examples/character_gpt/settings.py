@@ -15,27 +15,33 @@ OPTIMIZERS = (
 )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """One size of the demo; everything here is part of the key of a cached run."""
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and at which rates; all of it is part of the key of a cached run."""
 
     name: str
-    width: int
-    layers: int
-    heads: int
-    context: int  # characters that the model sees at once
-    batch: int  # windows of `context` characters a step
+    batch: int  # examples a step
     steps: int
     warmup: int  # steps of linear warm-up, then a cosine down to zero
     evaluate_every: int
-    held_out: int  # windows of the held-out text that an evaluation reads
-    rates: tuple[float, ...]  # learning rates of the hidden matrices that every optimizer sweeps
+    rates: tuple[float, ...]  # of the hidden matrices, swept; members.py has each one's multiple
     # Embedding, head and norms follow AdamW at this learning rate under every optimizer, so that
     # the sweeps compare what is done to matrices alone. With one rate for everything AdamW and
     # small p come out far worse: their matrices want a lower rate than the embedding does.
     other_rate: float
     weight_decay: float = 0.1  # decoupled, on matrices and embeddings, the same for all
     clip: float = 1.0  # Trainer's max_grad_norm, the same for all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Training):
+    """One size of the demo; an example is a window of `context` characters."""
+
+    width: int
+    layers: int
+    heads: int
+    context: int  # characters that the model sees at once
+    held_out: int  # windows of the held-out text that an evaluation reads
 
 
 # The full size is set by the slowest rival on two cores without a GPU: torch.optim.Muon, whose

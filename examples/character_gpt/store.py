@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from settings import Settings
+from members import is_rival
+from settings import Training
 from training import Outcome, Run
 
 ROOM = 32 << 20  # bytes that must be free: all results, the plot and Trainer's scratch directory
@@ -70,8 +71,16 @@ def package_digest() -> str:
 class Store:
     """The directory of finished runs."""
 
-    def __init__(self, folder: Path, settings: Settings, text: str, environment: dict[str, Any]):
-        """All runs of a store share settings, text (its digest) and environment."""
+    def __init__(
+        self,
+        folder: Path,
+        settings: Training,
+        text: str,
+        environment: dict[str, Any],
+        kind: type[Outcome] = Outcome,
+    ) -> None:
+        """All runs of a store share settings, text (its digest), environment, kind of outcome."""
+        self._kind = kind
         self.folder = folder / "runs"
         self._common = {"settings": asdict(settings), "text": text, "environment": environment}
         self._package = package_digest()
@@ -98,7 +107,7 @@ class Store:
     def path(self, run: Run) -> Path:
         """The file of a run: named by a digest of all that its result depends on."""
         key = {"run": asdict(run), **self._common}
-        if run.optimizer.startswith("schattor"):
+        if not is_rival(run.optimizer):
             key["package"] = self._package
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{digest[:20]}.json"
@@ -106,7 +115,7 @@ class Store:
     def load(self, run: Run) -> Outcome | None:
         """The outcome of a finished run, None when it is not there or not readable."""
         try:
-            return Outcome(**json.loads(self.path(run).read_text(encoding="utf-8")))
+            return self._kind(**json.loads(self.path(run).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 

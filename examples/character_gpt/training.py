@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from data import Corpus
+from members import optimizer_pair
 from model import build_model
-from rivals import optimizer_pair
 from settings import Settings
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback

@@ -106,7 +106,8 @@ class KLShampoo(Schattor):
         eps: damps the product of the inverse roots; AdamW's.
         weight_decay: decoupled, after the step.
         precondition_frequency: steps between refreshes of the bases, by one QR power step.
-        init_factor: eigenvalues to begin with.
+        init_factor: eigenvalues to begin with, which fade by ``shampoo_beta`` a step, uncorrected:
+            take about the mean square of a gradient's entries where runs are short.
         max_clamp_value: largest inverse root, at most the side's length, at least 10.
         max_precond_dim: longer sides have no factor.
         adamw_lr: of what AdamW moves.

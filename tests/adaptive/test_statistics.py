@@ -195,7 +195,7 @@ def test_columns_follow_the_memory_format_of_the_moment() -> None:
 
     order = torch.arange(12).view(3, 2, 2).permute(1, 2, 0).flatten()
     assert before is not None
-    assert torch.equal(moments.moment(model.weight), before[order][:, order])  # type: ignore[arg-type]
+    assert torch.equal(moments.moment(model.weight), before[order][:, order])
 
 
 def test_convolutions_that_pad_by_themselves_do_not_fail() -> None:
@@ -397,7 +397,7 @@ def test_samples_of_a_strided_input_and_of_patches() -> None:
     moment = recorded(linear, x, tokens=16).moment(linear.weight)
 
     assert close(moment, truth(x.reshape(-1, 8)[which((3, 50), 16)]))
-    assert close(recorded(conv, x.mT, tokens=16).moment(conv.weight), moment.double())  # type: ignore[union-attr]
+    assert close(recorded(conv, x.mT, tokens=16).moment(conv.weight), moment.double())
 
 
 # Hooks and compiled code.

@@ -24,10 +24,15 @@ import data  # noqa: E402
 import report  # noqa: E402
 import run as demo  # noqa: E402
 import store  # noqa: E402
+from members import canonical, is_rival, optimizer_pair, rates  # noqa: E402
 from model import build_model  # noqa: E402
-from rivals import MOMENTUM, MuonFactory, optimizer_pair  # noqa: E402
-from settings import OPTIMIZERS, Settings  # noqa: E402
+from rivals import BETAS, MOMENTUM, MuonFactory  # noqa: E402
+from settings import FAST, FULL, OPTIMIZERS, Settings  # noqa: E402
 from training import Outcome, Run  # noqa: E402
+
+import schattor  # noqa: E402
+
+OURS = [f"schattor.{name}" if is_rival(name) else name for name in schattor.available()]
 
 TINY = Settings(
     name="tiny",
@@ -121,21 +126,77 @@ def test_muon_with_adamw_is_exactly_the_two_of_torch() -> None:
         assert torch.equal(parameter, named[name]), name
 
 
-@pytest.mark.parametrize("name", ["sgd", "muon:p=3", "adamw:lr=1", "schattor:p", "schattor:p=0.5"])
+# Names of the demo.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adagrad", "sopa:p=3", "muon:p=3", "adamw:lr=1", "schattor:p", "schattor:p=0.5",
+        "soap:lr=1", "soap:frequency=5", "soap:precondition_frequency=0", "torch.adamw",
+        "schattor.", ":p=3",
+    ],
+)  # fmt: skip
 def test_unknown_optimizers_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         demo.parse_arguments(["--optimizers", f"adamw {name}"])
     message = capsys.readouterr().err
-    assert "required" in message or "must be" in message
+    assert any(word in message for word in ("required", "must be", "unexpected keyword argument"))
+
+
+def test_an_unknown_name_is_answered_with_all_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        demo.parse_arguments(["--optimizers", "sopa"])
+    message = capsys.readouterr().err
+    for name in ("adamw", "muon", *OURS, "did you mean 'soap'"):
+        assert name in message
+
+
+def test_a_bare_name_is_a_rivals_and_one_spelling_stands_for_all() -> None:
+    assert optimizer_pair("muon", 1e-3, TINY)[0] is MuonFactory
+    model = build_model(TINY, 11, seed=0)
+    factory, keywords = optimizer_pair("Schattor.Muon:ns_steps=4", 1e-3, TINY)
+    assert type(factory()(model, **keywords)) is schattor.Muon
+    assert is_rival("adamw") and not is_rival("schattor.adamw")
+    names = "soap Schattor.SOAP MuAdam-SANIA muadam_sania muon schattor.muon"
+    options = demo.parse_arguments(["--optimizers", names])
+    assert options.optimizers == ["soap", "muadam_sania", "muon", "schattor.muon"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_member_takes_a_step_and_has_a_grid(name: str) -> None:
+    model = build_model(TINY, 11, seed=0)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    factory, keywords = optimizer_pair(name, 1e-3, TINY)
+    optimizer = factory()(model, **keywords)
+    expected = name.removeprefix("schattor.").replace("_", "")
+    assert type(optimizer).__name__.lower() == expected
+    for step in range(2):  # the first call of some only gathers statistics
+        gradients(model, step)
+        optimizer.step()
+    for key, value in model.named_parameters():
+        assert not torch.equal(value, before[key]), key
+    assert canonical(name) == name
+    for settings in (FULL, FAST):
+        grid = rates(name, settings)
+        assert len(grid) == len(settings.rates) >= 3 and list(grid) == sorted(set(grid))
 
 
 def test_optimizer_names_carry_keywords() -> None:
     _, keywords = optimizer_pair("schattor:power=-0.1,scale=spectral,steps=5", 1e-3, TINY)
     assert keywords["power"] == -0.1 and keywords["scale"] == "spectral" and keywords["steps"] == 5
     assert optimizer_pair("schattor:p=inf", 1e-3, TINY)[1]["p"] == math.inf
+    _, keywords = optimizer_pair("shampoo:grafting=none,use_bias_correction=False", 1e-3, TINY)
+    assert keywords["grafting"] is None and keywords["use_bias_correction"] is False
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_as_long_as_the_gradient_have_the_grid_of_sgd() -> None:
+    regularized = "schattor:p=2,oracle=regularized"
+    assert rates(regularized, FULL) == rates("sgd", FULL) == (0.1, 0.3, 1.0, 3.0)
+    assert rates(f"{regularized},preconditioner=soap", FULL) == rates("soap", FULL) == FULL.rates
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *(name for name in OURS if name != "sgd")])
 def test_all_sweep_the_matrices_alone_and_decay_the_same(name: str) -> None:
     model = build_model(TINY, 11, seed=0)
     factory, keywords = optimizer_pair(name, 5e-3, TINY)
@@ -144,7 +205,11 @@ def test_all_sweep_the_matrices_alone_and_decay_the_same(name: str) -> None:
     for group in groups:
         for parameter in group["params"]:
             matrix = "_proj" in names.pop(id(parameter))
-            assert group["lr"] == (5e-3 if matrix else TINY.other_rate)
+            # SPlus moves all but matrices by the sign, at a fifth of AdamW's rate.
+            other = 0.2 * TINY.other_rate if name == "splus" else TINY.other_rate
+            assert group["lr"] == pytest.approx(5e-3 if matrix else other)
+            if not matrix and name != "splus":
+                assert tuple(group["betas"]) == BETAS
             assert group["weight_decay"] == (TINY.weight_decay if parameter.ndim > 1 else 0.0)
     assert not names
 
@@ -177,8 +242,9 @@ def test_other_code_of_ours_repeats_our_runs_only(
     before = make_store(tmp_path)
     monkeypatch.setattr(store, "package_digest", lambda: "another")
     after = make_store(tmp_path)
-    ours, rival = Run("schattor:p=3", 1e-3, 0), Run("muon", 1e-3, 0)
-    assert before.path(ours) != after.path(ours)
+    rival = Run("muon", 1e-3, 0)
+    for name in ("schattor:p=3", "soap", "schattor.muon"):
+        assert before.path(Run(name, 1e-3, 0)) != after.path(Run(name, 1e-3, 0))
     assert before.path(rival) == after.path(rival)
 
 
@@ -251,7 +317,7 @@ def test_a_diverged_run_is_shown_as_such(tmp_path: Path) -> None:
 
 
 def test_worse_results_of_ours_are_said_as_well() -> None:
-    lines = report.remarks(report.summarize([outcome(last=1.0), outcome("schattor:p=2", last=1.3)]))
+    lines = report.remarks(report.summarize([outcome(last=1.0), outcome("soap", last=1.3)]))
     assert any("0.300 above the best rival (adamw)" in line for line in lines)
 
 
@@ -262,7 +328,7 @@ def test_interrupted_demo_goes_on_and_ends_with_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "FAST", TINY)
-    names = "adamw muon schattor:p=3"
+    names = "adamw muon splus"  # which evaluates with averaged weights
     command = ["--fast", "--seeds", "2", "--optimizers", names, "--out"]
     assert demo.main([*command, str(tmp_path / "whole")]) == 0
     whole = json.loads((tmp_path / "whole" / "results.json").read_text())

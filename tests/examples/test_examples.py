@@ -125,3 +125,41 @@ def test_stationarity_keeps_the_bound_and_grows_only_with_the_constants(
             ratio[problem, p] = own[-1] / own[0]
     assert ratio["decaying", "p=2 (SGD)"] < 1.2 and ratio["flat", "p=2 (SGD)"] < 1.2
     assert ratio["decaying", "p=inf (Muon)"] < 2 < ratio["flat", "p=inf (Muon)"]
+
+
+@pytest.fixture(scope="module")
+def invariance() -> ModuleType:
+    module = load("invariance")
+    module.STEPS = 30
+    return module
+
+
+def test_who_is_unchanged_by_units_and_by_a_rotation(
+    invariance: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    invariance.main(tmp_path)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    verdicts = [(words[0], words[-1]) for words in lines if words and words[-1] in ("yes", "no")]
+    assert verdicts == [
+        *(("AdamW", "no"), ("Muon", "no"), ("MuAdam", "no"), ("MuAdam-SANIA", "yes")),
+        *(("AdamW", "no"), ("SPlus", "no"), ("Muon", "yes"), ("Shampoo", "yes")),
+        *(("KL-Shampoo", "yes"), ("SOAP", "yes")),
+    ]
+    deviations = [float(words[-2]) for words in lines if words and words[-1] in ("yes", "no")]
+    assert all(deviation < 1e-7 or deviation > 1e-2 for deviation in deviations)
+    assert (tmp_path / "invariance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_invariance_is_not_one_of_the_problem(invariance: ModuleType) -> None:
+    with_eps = [("MuAdam-SANIA", "muadam_sania", 2e-3, {"adamw_eps": 1e-4})]
+    (pair,) = invariance.compare(invariance.classification, with_eps)
+    assert max(pair.deviations) > 1e-2
+    soap_by_units, soap_by_rotation = (
+        invariance.compare(pose, [("SOAP", "soap", 0.02, {})])[0]
+        for pose in (invariance.classification, invariance.regression)
+    )
+    assert max(soap_by_units.deviations) > 1e-2 > 1e-6 > max(soap_by_rotation.deviations)
+    (sania,) = invariance.compare(invariance.regression, [("", "muadam_sania", 2e-3, {})])
+    assert max(sania.deviations) > 1e-2
+    assert len(pair.given) == invariance.STEPS + 1 and pair.given[-1] < pair.given[0]
