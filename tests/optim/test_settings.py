@@ -22,7 +22,7 @@ def make(**keys: Any) -> Schattor:
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"p": 0.5}, ValueError, "Schattor: p must be in [1, inf], got 0.5"),
     ({"p": math.nan}, ValueError, "Schattor: p must be in [1, inf], got nan"),
-    ({"p": "auto"}, TypeError, "Schattor: p must be a number, got str"),
+    ({"p": "automatic"}, TypeError, "Schattor: p must be a number, got str"),
     ({"p": lambda step: 0.5}, ValueError, "Schattor: p must be in [1, inf], got 0.5"),
     ({"p": lambda step: 3.0, "capturable": True}, ValueError, "p must be a number with capturable"),
     ({"power": -0.4}, ValueError, "Schattor: power must be in [-0.3, inf], got -0.4"),
