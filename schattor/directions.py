@@ -19,6 +19,7 @@ __all__ = [
     "Directions",
     "Gathered",
     "gather",
+    "over",
     "scalars",
     "singular_values",
     "start_block",
@@ -110,6 +111,10 @@ def wide_direction(wide: Tensor, powers: Tensor, weights: Tensor | None, plan: P
         return _squarings(wide, powers, plan)
     if plan.route == "entries":
         return _entries(wide, powers)
+    if plan.route == "signs":
+        signs = wide.sign()
+        inner = ops.inner_products(wide, signs)
+        return Directions(signs, inner, ops.inner_products(signs, signs), inner)
     if plan.route == "partial_svd":
         start = start_block(wide, plan.columns)
         u, s, v = ops.partial_svd(wide, plan.columns, plan.iterations, start)
@@ -118,6 +123,12 @@ def wide_direction(wide: Tensor, powers: Tensor, weights: Tensor | None, plan: P
         direction = torch.bmm(u * spectrum[:, None, :].to(u.dtype), v.mT)
         return Directions(direction, inner, square, dual)
     return _exact(wide, powers)
+
+
+def over(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``, and 0 where the denominator is not positive."""
+    positive = denominator > 0
+    return numerator / torch.where(positive, denominator, 1.0) * positive
 
 
 def _root(inner: Tensor, powers: Tensor) -> Tensor:
@@ -137,15 +148,14 @@ def _entries(wide: Tensor, powers: Tensor) -> Directions:
     """``sign(x) (|x|/peak)^power`` of every entry; at power inf the first of the largest alone."""
     size = wide.abs().flatten(1)
     peak, where = size.max(1, keepdim=True)
-    ratio = size / torch.where(peak > 0, peak, torch.ones_like(peak))
+    ratio = over(size, peak)
     exponents = powers.to(size.dtype)[:, None]
     first = torch.zeros_like(ratio).scatter_(1, where, 1.0)
     raised = torch.where(exponents.isinf(), first, ratio.pow(exponents)).view_as(wide)
     direction = wide.sign() * raised
     inner = ops.inner_products(wide, direction)
     largest = peak[:, 0].to(inner.dtype)
-    ratios = inner / torch.where(largest > 0, largest, torch.ones_like(largest))
-    dual = largest * ratios.pow(1 / (1 + powers))
+    dual = largest * over(inner, largest).pow(1 / (1 + powers))
     return Directions(direction, inner, ops.inner_products(direction, direction), dual)
 
 
@@ -157,7 +167,7 @@ def _spectrum(s: Tensor, powers: Tensor, rounding: float) -> tuple[Tensor, Tenso
     """
     s = s.to(powers.dtype)
     largest = s[:, :1]
-    ratio = s / torch.where(largest > 0, largest, torch.ones_like(largest))
+    ratio = over(s, largest)
     exponents = powers[:, None]
     first = torch.arange(s.shape[1], device=s.device) == 0
     raised = torch.where(exponents.isinf(), first.to(s.dtype), ratio.pow(exponents))
@@ -190,8 +200,7 @@ def _from_gram(widest: Tensor, powers: Tensor, rounding: float, dtype: torch.dty
     eigenvalues, u = torch.linalg.eigh(torch.bmm(widest, widest.mT))
     s, u = eigenvalues.clamp_min(0).sqrt().flip(-1), u.flip(-1)
     raised, inner, square, dual = _spectrum(s, powers, rounding)
-    factors = raised / torch.where(s > 0, s, torch.ones_like(s))
-    direction = torch.bmm(u * factors[:, None, :], torch.bmm(u.mT, widest))
+    direction = torch.bmm(u * over(raised, s)[:, None, :], torch.bmm(u.mT, widest))
     return Directions(direction.to(dtype), inner, square, dual)
 
 

@@ -34,7 +34,7 @@ __all__ = [
 
 Method = Literal["auto", "chain", "exact", "partial_svd"]
 Norm = Literal["schatten", "entries"]
-Route = Literal["identity", "chain", "squarings", "partial_svd", "exact", "entries"]
+Route = Literal["identity", "chain", "squarings", "partial_svd", "exact", "entries", "signs"]
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that matrices and chains may have."""
@@ -192,6 +192,8 @@ def plan(
         _check_entries(who, power, method, steps, chain_dtype, coefficients)
         if power == 1:
             return Plan("identity", widest, reason="power 1 (p = 2) is the matrix itself")
+        if power == 0:
+            return Plan("signs", widest, reason="norm is 'entries', power 0 (p = inf): its signs")
         return Plan("entries", widest, reason="norm is 'entries': a power of each entry")
     if method == "exact":
         return Plan("exact", widest, reason="method is 'exact'")

@@ -9,9 +9,12 @@ batch and products are summed in float32 (float64 for float64), as the kernels d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Number = TypeVar("Number", float, Tensor)
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:
@@ -72,6 +75,16 @@ def inner_products(x: Tensor, y: Tensor) -> Tensor:
     return (x.to(dtype) * y.to(dtype)).flatten(1).sum(1)
 
 
+def share_of(beta: Number) -> Number:
+    """``1 - beta``, the share of a new term; 1 where ``beta`` is 1, which sums. Of ``beta^t``: what
+    an average of t terms that began at zero must be divided by.
+
+    >>> share_of(0.9 ** 2), share_of(1.0)
+    (0.18999999999999995, 1.0)
+    """
+    return 1 - beta + (beta == 1)
+
+
 def _applied(
     grad: Tensor, old: Tensor | None, momentum: Tensor, ema: bool, nesterov: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -108,7 +121,14 @@ def gather_momentum(
     grad = torch.stack([g.to(dtype) for g in grads])
     old = torch.stack([m.to(dtype) for m in momenta]) if momenta else None
     applied, _ = _applied(grad, old, momentum, ema, nesterov)
-    finite.copy_(applied.isfinite().flatten(1).all(1))
+    _normalise(applied, applied.isfinite(), size, wide, norms, finite)
+
+
+def _normalise(
+    applied: Tensor, sound: Tensor, size: float, wide: Tensor, norms: Tensor, finite: Tensor
+) -> None:
+    """``wide = size M / |M|_F`` and ``norms = |M|_F / size``; 0 where an entry is not ``sound``."""
+    finite.copy_(sound.flatten(1).all(1))
     applied = torch.where(finite[:, None, None], applied, torch.zeros_like(applied))
     if applied[0].numel() == 0:
         norms.zero_()

@@ -13,20 +13,20 @@ from torch import Tensor
 
 from schattor.portable import (
     _applied,
-    _frobenius,
     _gram,
     _mirrored,
+    _normalise,
     _per_matrix,
-    _reciprocal,
     _sum_dtype,
     inner_products,
     scatter_update,
+    share_of,
 )
 
 
 def _averaged(squares: Sequence[Tensor], grad: Tensor, beta: Tensor) -> Tensor:
     """``beta v + (1 - beta) g^2``; a sum, ``v + g^2``, where ``beta`` is 1."""
-    share = torch.where(beta == 1, torch.ones_like(beta), 1 - beta).to(grad.dtype)
+    share = share_of(beta).to(grad.dtype)
     return (
         beta.to(grad.dtype) * torch.stack([v.to(grad.dtype) for v in squares])
         + share * grad.square()
@@ -73,18 +73,7 @@ def gather_weighted(
         weights.copy_(torch.where(v > 0, corrected.pow(-exponent.to(dtype)), torch.zeros_like(v)))
         sound &= v.isfinite()
     applied = applied * weights.to(dtype)
-    sound &= applied.isfinite()
-    finite.copy_(sound.flatten(1).all(1))
-    applied = torch.where(finite[:, None, None], applied, torch.zeros_like(applied))
-    if applied[0].numel() == 0:
-        norms.zero_()
-        return
-    # The largest entry first: squares of entries near 1e-30 or 1e30 are not float32 numbers.
-    peak = applied.abs().flatten(1).amax(1)
-    applied = applied / torch.where(peak > 0, peak, torch.ones_like(peak))[:, None, None]
-    norm = _frobenius(applied)
-    norms.copy_(norm * peak.to(norm.dtype) / size)
-    wide.copy_(applied * _per_matrix(size * _reciprocal(norm), applied))
+    _normalise(applied, sound & applied.isfinite(), size, wide, norms, finite)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def test_exact_serves_every_power(power: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("power", "route"), [(0.0, "entries"), (1.0, "identity"), (40.0, "entries")]
+    ("power", "route"), [(0.0, "signs"), (0.5, "entries"), (1.0, "identity"), (40.0, "entries")]
 )
 def test_entries_need_no_singular_values(power: float, route: str) -> None:
     found = planning.plan(power, 8, 16, torch.bfloat16, AVX, norm="entries")

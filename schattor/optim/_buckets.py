@@ -15,9 +15,9 @@ from schattor import planning
 from schattor.adaptive.chooser import Chooser
 from schattor.blocks import BlockSpec, block_views, fans
 from schattor.optim._chosen import Chosen
+from schattor.optim._entries import Entries
 from schattor.optim._graft import Graft
 from schattor.optim._preconditioned import (
-    Entries,
     Preconditioned,
     preconditioner_of,
     work_dtype,

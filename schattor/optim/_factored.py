@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from schattor.optim._sizes import over
+from schattor.directions import over
+from schattor.portable import share_of
 
 __all__ = ["Factored", "Means"]
 
@@ -59,5 +60,4 @@ class Factored:
 
 def _averaged(kept: Tensor, met: Tensor, beta: Tensor) -> Tensor:
     """``beta kept + (1 - beta) met``, a sum where ``beta`` is 1."""
-    share = torch.where(beta == 1, torch.ones_like(beta), 1 - beta).to(kept.dtype)
-    return beta.to(kept.dtype) * kept + share * met
+    return beta.to(kept.dtype) * kept + share_of(beta).to(kept.dtype) * met

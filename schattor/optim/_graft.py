@@ -10,6 +10,7 @@ from torch import Tensor
 from schattor import ops
 from schattor.optim._preconditioned import Entered, Preconditioned
 from schattor.optim._settings import Group
+from schattor.portable import share_of
 
 __all__ = ["Graft", "Grafted"]
 
@@ -56,17 +57,16 @@ class Graft:
         )
         corrected = group["bias_correction"] is not False
         if corrected and ema and momenta:
-            norms /= 1 - momentum ** (taken[chunk] + 1 + nesterov)
+            norms /= share_of(momentum ** (taken[chunk] + 1 + nesterov))
         if inside is not None and inside.bases is not None:
             wide = inside.bases.rotated_back(chunk, wide)
         step = wide * norms.to(dtype)[:, None, None]
         if self.method == "sgd":
             return Grafted(step, norms, None)
         beta = float(group["betas"][1])
-        share = 1.0 if beta == 1 else 1 - beta
         met = torch.stack([grad.to(dtype) for grad in grads])
-        squares = beta * torch.stack(self.squares[chunk]).to(dtype) + share * met.square()
-        corrections = torch.ones_like(norms) if beta == 1 else 1 - beta ** (taken[chunk] + 1)
+        squares = beta * torch.stack(self.squares[chunk]).to(dtype) + share_of(beta) * met.square()
+        corrections = share_of(beta ** (taken[chunk] + 1))
         root = (squares / corrections.to(dtype)[:, None, None]).sqrt()
         step /= root + group["eps"]
         step.nan_to_num_(0.0, 0.0, 0.0)  # gradients that are not finite; 0/0 where eps is 0

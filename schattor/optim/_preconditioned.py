@@ -18,16 +18,16 @@ from schattor import ops
 from schattor.blocks import block_shapes
 from schattor.directions import Directions
 from schattor.optim._bases import Bases
+from schattor.optim._entries import Entries, joined, suffixes, zeros_as
 from schattor.optim._factored import Factored, Means
 from schattor.optim._factors import Raw, Side
 from schattor.optim._roots import Roots
 from schattor.optim._settings import Group
-from schattor.portable import scalar_dtype
+from schattor.portable import scalar_dtype, share_of
 from schattor.theory.preconditioners import PRECONDITIONERS, Preconditioner
 
 __all__ = [
     "Entered",
-    "Entries",
     "Preconditioned",
     "create_statistics",
     "preconditioner_of",
@@ -37,8 +37,6 @@ __all__ = [
 
 # Beyond this norm squares of a float32 gradient may leave float32 where factors sum them.
 _LARGEST_NORM = 1e18
-
-Entries = list[tuple[dict[str, Any], str]]
 
 
 class Entered(NamedTuple):
@@ -63,8 +61,7 @@ def statistics_shapes(shape: Sequence[int], group: Group) -> dict[str, tuple[int
         return {}
     shapes: dict[str, tuple[int, ...]] = {}
     blocks = block_shapes(shape, group.get("blocks"))
-    for index, block in enumerate(blocks):
-        suffix = "" if len(blocks) == 1 else f".{index}"
+    for block, suffix in zip(blocks, suffixes(len(blocks)), strict=True):
         for side, size in (("rows", min(block)), ("cols", max(block))):
             if spec.basis and size <= group["max_precond_dim"]:
                 frame = "root" if spec.weights == "roots" else "basis"
@@ -85,17 +82,13 @@ def create_statistics(param: Tensor, entry: dict[str, Any], group: Group) -> Non
     """What a parameter's state holds beside its momentum, where it is not there yet."""
     dtype = work_dtype(param.dtype)
     if group["scale"] == "adam" and "graft_sq" not in entry:
-        entry["graft_sq"] = torch.zeros_like(
-            param, dtype=dtype, memory_format=torch.preserve_format
-        )
+        entry["graft_sq"] = zeros_as(param, dtype)
     spec = preconditioner_of(group)
     if spec is None:
         return
     full = spec.weights == "moments" and group["second_moment"] == "full"
     if full and "exp_avg_sq" not in entry:
-        entry["exp_avg_sq"] = torch.zeros_like(
-            param, dtype=dtype, memory_format=torch.preserve_format
-        )
+        entry["exp_avg_sq"] = zeros_as(param, dtype)
     for key, shape in statistics_shapes(param.shape, group).items():
         if key.startswith(("basis", "root")) and key not in entry:
             entry[key] = torch.eye(shape[0], dtype=dtype, device=param.device)
@@ -119,7 +112,6 @@ class Preconditioned:
         self.roots: Roots | None = None
         numbers = torch.zeros(3, dtype=scalar_dtype(device), device=device)
         self.beta, self._exponent, self._still = numbers.unbind()
-        self._entries: Entries = []
         self._taken = numbers[:0]
         self._factored: Factored | None = None
         self._followed: tuple[float, float] = (math.nan, math.nan)
@@ -134,16 +126,14 @@ class Preconditioned:
     def join(self, entries: Entries, taken: Tensor) -> None:
         """Lay the statistics of all blocks side by side, and make the state views of that.
 
-        Args:
-            entries: of each block, its parameter's state and the suffix of its keys.
-            taken: steps that each block has taken ``[batch]``, which the caller advances.
+        ``taken`` are the steps that each block has taken ``[batch]``, which the caller advances.
         """
-        self._entries, self._taken = entries, taken
-        means = self._joined("square_rows"), self._joined("square_cols")
+        self._taken = taken
+        means = joined(entries, "square_rows"), joined(entries, "square_cols")
         mean_rows, mean_cols = means
         if mean_rows is not None and mean_cols is not None:
             self._factored = Factored(Means(mean_rows, mean_cols))
-        rows, cols = self._side("rows"), self._side("cols")
+        rows, cols = self._side(entries, "rows"), self._side(entries, "cols")
         if rows is None and cols is None:
             return
         ages = [int(entry["step"]) for entry, _ in entries]
@@ -152,20 +142,12 @@ class Preconditioned:
         else:
             self.bases = Bases(self.spec, rows, cols, ages, means)
 
-    def _side(self, name: str) -> Side | None:
+    def _side(self, entries: Entries, name: str) -> Side | None:
         frame = "root" if self.spec.weights == "roots" else "basis"
-        factor, frames = self._joined(f"factor_{name}"), self._joined(f"{frame}_{name}")
+        factor, frames = joined(entries, f"factor_{name}"), joined(entries, f"{frame}_{name}")
         if factor is None or frames is None:
             return None
-        return Side(name == "cols", factor, frames, self._joined(f"scale_{name}"))
-
-    def _joined(self, key: str) -> Tensor | None:
-        if key + self._entries[0][1] not in self._entries[0][0]:
-            return None
-        batch = torch.stack([entry[key + suffix] for entry, suffix in self._entries])
-        for (entry, suffix), view in zip(self._entries, batch.unbind(), strict=True):
-            entry[key + suffix] = view
-        return batch
+        return Side(name == "cols", factor, frames, joined(entries, f"scale_{name}"))
 
     def follow(self, group: Group, power: float) -> None:
         """Take the group's numbers of this step."""
@@ -250,7 +232,7 @@ class Preconditioned:
         if entered.raw is not None:
             finite &= entered.raw.finite
         if self._corrects and momenta and rule[1]:
-            norms /= 1 - momentum ** (self._count(chunk) + rule[2])
+            norms /= share_of(momentum ** (self._count(chunk) + rule[2]))
         return weights
 
     def _gather_between_roots(
@@ -337,9 +319,8 @@ class Preconditioned:
 
     def _corrections(self, chunk: slice, group: Group) -> tuple[Tensor, Tensor]:
         """``c = 1 - beta^t`` of each block (1 for a sum, or uncorrected), and its eps."""
-        corrections = 1 - self.beta ** self._count(chunk)
-        uncorrected = self.beta == 1 if self._corrects else torch.ones_like(self.beta).bool()
-        corrections = torch.where(uncorrected, torch.ones_like(corrections), corrections)
+        count = self._count(chunk)
+        corrections = share_of(self.beta**count) if self._corrects else torch.ones_like(count)
         eps = torch.full_like(corrections, group["eps"])
         return corrections, eps / corrections**self.spec.root if self.spec.eps_first else eps
 

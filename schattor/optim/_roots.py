@@ -7,6 +7,7 @@ from torch import Tensor
 
 from schattor.optim._factors import Factors, Raw, Side, eigenpairs, factor_beta, index_of
 from schattor.optim._settings import Group
+from schattor.portable import share_of
 from schattor.theory.preconditioners import Preconditioner
 
 __all__ = ["Roots"]
@@ -45,8 +46,9 @@ class Roots(Factors):
         if not due:
             return
         index, beta = index_of(due, chunk, taken.device), factor_beta(group)
-        corrected = beta < 1 and group["bias_correction"] is not False
-        corrections = 1 - beta ** (taken[index] + 1) if corrected else torch.ones(len(due))
+        corrections = torch.ones_like(taken[index])
+        if group["bias_correction"] is not False:
+            corrections = share_of(beta ** (taken[index] + 1))
         exponent = -1 / (4 * len(self.present))
         for side in self.present:
             values, vectors, failed = eigenpairs(side.factor[index])

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from schattor.directions import Directions
+from schattor.directions import Directions, over
 from schattor.theory import exponents
 
-__all__ = ["GRAFTS", "RMS", "couple", "over", "shape_factors", "unit_factors"]
+__all__ = ["GRAFTS", "RMS", "couple", "shape_factors", "unit_factors"]
 
 RMS = 0.2
 """Root mean square of AdamW's update relative to its learning rate (Moonlight, 2502.16982)."""
@@ -26,12 +26,6 @@ GRAFTS = ("sgd", "adam")
 """Scales that take the Frobenius norm of another method's step."""
 
 _FROBENIUS = ("rms", "pin", *GRAFTS)
-
-
-def over(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """``numerator / denominator``, and 0 where the denominator is not positive."""
-    positive = denominator > 0
-    return numerator / torch.where(positive, denominator, 1.0) * positive
 
 
 def shape_factors(

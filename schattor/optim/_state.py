@@ -11,6 +11,7 @@ from torch import Tensor
 from schattor.adaptive.chooser import Chooser
 from schattor.blocks import block_shapes
 from schattor.optim._chosen import create_choice
+from schattor.optim._entries import zeros_as
 from schattor.optim._preconditioned import create_statistics
 from schattor.optim._settings import Group, State
 
@@ -82,9 +83,7 @@ def create_state(groups: list[Group], state: State, chooser: Chooser | None) -> 
                 device = param.device if group["capturable"] else torch.device("cpu")
                 entry["step"] = torch.zeros((), dtype=torch.float32, device=device)
             if keeps_momentum(group) and "momentum_buffer" not in entry:
-                entry["momentum_buffer"] = torch.zeros_like(
-                    param, dtype=group["momentum_dtype"], memory_format=torch.preserve_format
-                )
+                entry["momentum_buffer"] = zeros_as(param, group["momentum_dtype"])
             create_statistics(param, entry, group)
             if group["p"] == "auto" and chooser is not None and param.numel():
                 blocks = len(block_shapes(param.shape, group.get("blocks")))

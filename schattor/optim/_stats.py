@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from schattor import functional, ops
-from schattor.directions import wide_direction
+from schattor.directions import over, wide_direction
 from schattor.optim._buckets import Bucket
-from schattor.optim._sizes import over
 from schattor.optim._stepper import Stepper
 from schattor.theory import exponents
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from schattor.optim._entries import zeros_as
 from schattor.optim._groups import split
 from schattor.optim._preconditioned import work_dtype
 from schattor.optim._settings import Group
@@ -109,9 +110,7 @@ class SPlus(Schattor):
     def _begin(self, param: Tensor) -> None:
         dtype = work_dtype(param.dtype)
         self.state[param]["averaged"] = torch.zeros((), dtype=torch.float32)
-        self.state[param]["ema"] = torch.zeros_like(
-            param, dtype=dtype, memory_format=torch.preserve_format
-        )
+        self.state[param]["ema"] = zeros_as(param, dtype)
 
     @torch.no_grad()
     def eval(self) -> None:
