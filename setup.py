@@ -314,7 +314,11 @@ class BuildNative(build_ext):
 if __name__ == "__main__":  # pip and setuptools run it so; tests import what is above
     setup(
         ext_modules=[
-            Extension(OPS, sources("cpu/*.cpp", "ops/schemas.cpp", "ops/cpu.cpp"), language="c++"),
+            Extension(
+                OPS,
+                sources("cpu/*.cpp", "ops/schemas.cpp", "ops/cpu.cpp", "ops/factorisations.cpp"),
+                language="c++",
+            ),
             Extension(MODULE, sources("bindings/*.cpp"), language="c++"),
         ],
         cmdclass={"build_ext": BuildNative},

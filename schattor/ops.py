@@ -4,7 +4,8 @@ A *wide batch* is contiguous ``[batch, rows, cols]`` with ``rows <= cols``. List
 one shape and any strides. Numbers that differ by matrix are float64 ``[batch]``; ``finite`` is a
 bool ``[batch]``. On a processor the operators are C++ (``csrc/cpu``), on a GPU CUDA
 (``csrc/kernels``) where that was built and torch has CUDA; on a device without kernels of ours they
-are :mod:`schattor.portable` and :mod:`schattor.portable_weighted`, which say so once.
+are :mod:`schattor.portable` and :mod:`schattor.portable_weighted`, which say so once. Factors are
+decomposed by LAPACK, and by cuSOLVER through :mod:`schattor.portable_factors`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from schattor import _C, portable, portable_weighted
+from schattor import _C, portable, portable_factors, portable_weighted
 
 __all__ = [
     "Direction",
     "average_grams",
     "chain_direction",
+    "eigenpairs",
     "gather_momentum",
     "gather_weighted",
     "inner_products",
     "missing",
     "native",
     "partial_svd",
+    "power_step",
     "scatter_moments",
     "scatter_update",
     "squarings_direction",
@@ -51,6 +54,11 @@ _OPERATORS: tuple[Callable[..., Any], ...] = (
     portable_weighted.gather_weighted,
     portable_weighted.scatter_moments,
     portable_weighted.weigh,
+)
+# Those that are torch.linalg's wherever they run.
+_DECOMPOSITIONS: tuple[Callable[..., Any], ...] = (
+    portable_factors.eigenpairs,
+    portable_factors.power_step,
 )
 
 
@@ -230,6 +238,24 @@ def average_grams(factors: Tensor, wide: Tensor, right: bool, decay: Tensor, sha
     _ops.average_grams(factors, wide, right, decay, share)
 
 
+def eigenpairs(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues, ascending, eigenvectors, and which of the symmetric matrices converged.
+
+    What did not is unspecified. ``factors`` is ``[batch, n, n]``, float64 or float32.
+    """
+    found: tuple[Tensor, Tensor, Tensor] = _ops.eigenpairs(factors)
+    return found
+
+
+def power_step(factors: Tensor, bases: Tensor, sort: bool) -> tuple[Tensor, Tensor]:
+    """``qr(F Q)`` of each basis ``Q``, and the order that its columns were put in before.
+
+    With ``sort`` columns descend by ``diag(Q' F Q)``; without, the orders ``[0, n]`` are empty.
+    """
+    stepped: tuple[Tensor, Tensor] = _ops.power_step(factors, bases, sort)
+    return stepped
+
+
 def _fake_direction(wide: Tensor) -> Direction:
     numbers = wide.new_empty(wide.shape[0], dtype=torch.float64)
     return torch.empty_like(wide), numbers, torch.empty_like(numbers)
@@ -267,83 +293,35 @@ def _(x: Tensor, y: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.float64)
 
 
-@torch.library.register_fake("schattor::gather_momentum")
-def _(
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    momentum: Tensor,
-    ema: bool,
-    nesterov: bool,
-    size: float,
-    wide: Tensor,
-    norms: Tensor,
-    finite: Tensor,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("schattor::scatter_update")
-def _(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    direction: Tensor,
-    scale: Tensor,
-    decay: Tensor,
-    momentum: Tensor,
-    ema: bool,
-    finite: Tensor,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("schattor::gather_weighted")
-def _(
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    squares: list[Tensor],
-    momentum: Tensor,
-    ema: bool,
-    nesterov: bool,
-    beta: Tensor,
-    corrections: Tensor,
-    eps: Tensor,
-    root: float,
-    exponent: Tensor,
-    size: float,
-    weights: Tensor,
-    wide: Tensor,
-    norms: Tensor,
-    finite: Tensor,
-) -> None:
-    return None
-
-
 @torch.library.register_fake("schattor::weigh")
 def _(weights: Tensor, direction: Tensor) -> Tensor:
     return weights.new_empty(weights.shape[0], dtype=torch.float64)
 
 
-@torch.library.register_fake("schattor::scatter_moments")
-def _(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    squares: list[Tensor],
-    direction: Tensor,
-    scale: Tensor,
-    decay: Tensor,
-    momentum: Tensor,
-    beta: Tensor,
-    ema: bool,
-    finite: Tensor,
-) -> None:
-    return None
+@torch.library.register_fake("schattor::eigenpairs")
+def _(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    sound = factors.new_empty(factors.shape[0], dtype=torch.bool)
+    return torch.empty_like(factors[:, 0]), torch.empty_like(factors), sound
 
 
-@torch.library.register_fake("schattor::average_grams")
-def _(factors: Tensor, wide: Tensor, right: bool, decay: Tensor, share: Tensor) -> None:
-    return None
+@torch.library.register_fake("schattor::power_step")
+def _(factors: Tensor, bases: Tensor, sort: bool) -> tuple[Tensor, Tensor]:
+    orders = bases.new_empty(len(bases) if sort else 0, bases.shape[-1], dtype=torch.int64)
+    return torch.empty_like(bases), orders
+
+
+def _nothing(*_: Any) -> None:
+    """What an operator returns that only writes."""
+
+
+for _name in (
+    "average_grams",
+    "gather_momentum",
+    "gather_weighted",
+    "scatter_moments",
+    "scatter_update",
+):
+    torch.library.register_fake(f"schattor::{_name}", _nothing)
 
 
 def missing(device: torch.device) -> str:
@@ -384,3 +362,6 @@ _portable_library = torch.library.Library("schattor", "IMPL")
 for _key in _PORTABLE_KEYS:
     for _operator in _OPERATORS:
         _portable_library.impl(_operator.__name__, _announced(_operator, _key), _key)
+for _key in {"CUDA", *_PORTABLE_KEYS}:
+    for _operator in _DECOMPOSITIONS:
+        _portable_library.impl(_operator.__name__, _operator, _key)

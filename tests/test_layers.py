@@ -17,7 +17,13 @@ NATIVE = [
 # A module may import its own layer and those above it in this list, which is lower layers.
 LAYERS = [
     ["schattor.theory"],
-    ["schattor._C", "schattor.portable", "schattor.portable_weighted", "schattor.ops"],
+    [
+        "schattor._C",
+        "schattor.portable",
+        "schattor.portable_factors",
+        "schattor.portable_weighted",
+        "schattor.ops",
+    ],
     ["schattor.devices", "schattor.measured", "schattor.planning", "schattor.blocks"],
     ["schattor.directions", "schattor.functional", "schattor.routing", "schattor.adaptive"],
     ["schattor.optim"],

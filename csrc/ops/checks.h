@@ -101,6 +101,14 @@ class Checks {
     contiguous(name, t);
   }
 
+  // (batch, n, n), contiguous, of a dtype that is computed in.
+  void square_batch(const char* name, const Tensor& t) const {
+    precise(name, t);
+    require(t.dim() == 3 && t.size(1) == t.size(2), name, " must have shape (batch, n, n), got ",
+            text(sizes_of(t)));
+    contiguous(name, t);
+  }
+
   // A list of as many 2-D views as the batch has matrices, all of one dtype.
   void views(const char* name, const std::vector<Tensor>& list, int64_t batch, int64_t rows,
              int64_t cols) const {

@@ -37,4 +37,7 @@ STABLE_TORCH_LIBRARY(schattor, library) {
   library.def(
       "average_grams(Tensor(a!) factors, Tensor wide, bool right, Tensor decay, Tensor share)"
       " -> ()");
+  library.def("eigenpairs(Tensor factors) -> (Tensor values, Tensor vectors, Tensor sound)");
+  library.def(
+      "power_step(Tensor factors, Tensor bases, bool sort) -> (Tensor bases, Tensor orders)");
 }

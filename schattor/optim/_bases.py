@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import hardshrink
 
 from schattor import ops
 from schattor.optim._factors import Factors, Index, Raw, Side, eigenpairs, index_of
@@ -43,7 +42,8 @@ class Bases(Factors):
             wide = torch.bmm(self.rows.frame[chunk].mT, wide)
         if self.cols is not None:
             wide = torch.bmm(wide, self.cols.frame[chunk])
-        return hardshrink(wide, _ROUNDING * torch.finfo(wide.dtype).eps)
+        least = _ROUNDING * torch.finfo(wide.dtype).eps
+        return torch.ops.aten.hardshrink.out(wide, least, out=wide)  # type: ignore[no-any-return]
 
     def rotated_back(self, chunk: slice, x: Tensor) -> Tensor:
         """``Q_L X Q_R'``."""
@@ -106,15 +106,17 @@ class Bases(Factors):
         """New bases, and the moments in them; blocks that are ``kept`` stay as they are."""
         sides = (self.rows, self.cols)
         old: list[Tensor | None] = [None, None]
-        orders: list[Tensor | None] = [None, None]
+        new, orders = [*old], [*old]
         for i, side in enumerate(sides):
             if side is not None:
-                basis = side.frame[index].clone()
-                new, orders[i] = self._turned(side, index, basis, fresh)
-                side.frame[index] = _unless(kept, basis, new)
-                old[i] = basis
-        _turn(momenta, kept, old, [None if side is None else side.frame[index] for side in sides])
+                old[i] = basis = side.frame[index]
+                found, orders[i] = self._turned(side, index, basis, fresh)
+                new[i] = _unless(kept, basis, found)
+        _turn(momenta, kept, old, new)
         self._permute(index, squares, kept, orders)
+        for side, turned in zip(sides, new, strict=True):
+            if side is not None and turned is not None:
+                side.frame[index] = turned
 
     def _track(self, chunk: slice, raw: Raw, inside: Tensor, taken: Tensor, group: Group) -> None:
         """Factors of gradients whitened on their other side; running eigenvalues in the bases.
@@ -158,19 +160,16 @@ class Bases(Factors):
         Fresh ones are all eigenvectors, others one power step ``qr(F Q)``, before which SOAP sorts
         the columns by ``diag(Q' F Q)``.
         """
-        factor, order = side.factor[index], None
+        factor = side.factor[index]
         if fresh:
-            _, new, failed = eigenpairs(factor)
+            _, vectors, failed = eigenpairs(factor)
             self.failed += len(failed)
+            new = vectors.flip(-1)
             new[failed] = old[failed]
             return new, None
-        product = torch.bmm(factor, old)
-        if self.spec.weights == "moments":
-            values = (old * product).sum(-2)
-            order = values.argsort(dim=-1, descending=True, stable=True)
-            product = product.gather(-1, order[:, None, :].expand_as(product))
-        # Q alone: torch.linalg.qr would form R too, which costs as much as a fifth of it.
-        return torch.linalg.householder_product(*torch.geqrf(product)), order
+        sort = self.spec.weights == "moments"
+        new, order = ops.power_step(factor, old, sort)
+        return new, order if sort else None
 
     def _permute(
         self,

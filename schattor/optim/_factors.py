@@ -13,6 +13,7 @@ from torch import Tensor
 
 from schattor import ops
 from schattor.optim._settings import Group
+from schattor.portable import share_of
 from schattor.theory.preconditioners import Preconditioner
 
 __all__ = ["Factors", "Index", "Raw", "Side", "eigenpairs"]
@@ -68,7 +69,7 @@ class Factors:
         """decay and share of ``F <- decay F + share X X'`` with matrices X of norm 1."""
         beta = factor_beta(group)
         decay = torch.where(raw.finite, torch.full_like(raw.norms, beta), 1.0)
-        return decay, raw.norms.square() * (1.0 if beta == 1 else 1 - beta)
+        return decay, raw.norms.square() * share_of(beta)
 
     def average(self, chunk: slice, raw: Raw, group: Group) -> None:
         """Take gradients into the factors: ``G G'`` of rows, ``G' G`` of columns."""
@@ -111,20 +112,16 @@ def index_of(blocks: list[int], chunk: slice, device: torch.device) -> Index:
 
 
 def eigenpairs(factors: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """Eigenvalues and eigenvectors, descending, and which matrices of the batch failed (zeros).
+    """Eigenvalues, ascending, eigenvectors, and which matrices of the batch failed.
 
-    Where a batch does not converge its matrices are taken one by one, in float64.
+    A matrix that does not converge is tried once more, in float64; where that fails too its
+    results are unspecified.
     """
-    failed: list[int] = []
-    try:
-        values, vectors = torch.linalg.eigh(factors)
-        return values.flip(-1), vectors.flip(-1), failed
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        values, vectors = torch.zeros_like(factors[:, 0]), torch.zeros_like(factors)
-    for i, factor in enumerate(factors):
+    values, vectors, sound = ops.eigenpairs(factors)
+    failed = []
+    for i in sound.logical_not().nonzero().flatten().tolist():
         try:
-            found = torch.linalg.eigh(factor.double())
-            values[i], vectors[i] = found[0].flip(-1), found[1].flip(-1)
+            values[i], vectors[i] = torch.linalg.eigh(factors[i].double())
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             failed.append(i)
     return values, vectors, failed
