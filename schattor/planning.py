@@ -130,9 +130,11 @@ def power_of(who: str, p: float | None, power: float | None) -> float:
     if not power >= chains.MIN_POWER:
         raise ValueError(f"{who}: power must be in [{chains.MIN_POWER}, inf], got {power}")
     if power < chains.WARN_BELOW_POWER:
+        # The same words for every power, so that a schedule's are said once.
+        worst = chains.band(chains.MIN_POWER, _DEPTH[torch.float32])
         warnings.warn(
-            f"{who}: power {power} is below {chains.WARN_BELOW_POWER}: the chain's error grows to"
-            f" {chains.band(power, _DEPTH[torch.float32]):.0%}",
+            f"{who}: power is below {chains.WARN_BELOW_POWER}: the chain's error grows, to"
+            f" {worst:.0%} at {chains.MIN_POWER}",
             stacklevel=3,
         )
     return float(power)

@@ -290,5 +290,5 @@ def test_power_of_refuses(p: object, power: object, error: type[Exception], mess
 
 
 def test_power_of_warns_where_the_chain_is_wide() -> None:
-    with pytest.warns(UserWarning, match="who: power -0.25 is below -0.2"):
+    with pytest.warns(UserWarning, match="who: power is below -0.2"):
         planning.power_of("who", None, -0.25)

@@ -4,7 +4,7 @@ from schattor.optim.muadam import MuAdam, MuAdamSania
 from schattor.optim.presets import SGD, AdamW, Muon
 from schattor.optim.registry import available, create
 from schattor.optim.schattor import Schattor
-from schattor.optim.schedules import ParameterFree, PRamp, PScheduler
+from schattor.optim.schedules import ParameterFree, PowerRamp, PRamp, PScheduler
 from schattor.optim.shampoo import SOAP, KLShampoo, Shampoo
 from schattor.optim.splus import SPlus
 
@@ -19,6 +19,7 @@ __all__ = [
     "PRamp",
     "PScheduler",
     "ParameterFree",
+    "PowerRamp",
     "SPlus",
     "Schattor",
     "Shampoo",

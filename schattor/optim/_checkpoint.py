@@ -126,7 +126,7 @@ class Checkpointed(Optimizer):
     # Attributes that pickling and copying keep beside torch's own.
     _kept: tuple[str, ...] = ("_schedules", "_fixed")
     _loading: list[tuple[int, Tensor, Mapping[str, Any]]]
-    _schedules: dict[int, Schedule]
+    _schedules: dict[int, dict[str, Schedule]]  # of a group, by "p" or "power"
     _rates: dict[int, Tensor]
     _stepper: Stepper
 

@@ -81,7 +81,8 @@ class Schattor(Watching):
             its device, so that a captured graph follows it.
         p: Schatten index in [1, inf]; a function of the number of steps taken that gives one; or
             ``"auto"`` (`AutoP` for its settings): chosen from data, for each block its own.
-        power: ``1/(p-1)`` itself, in [-0.3, inf]; below 0 lies beyond Muon. Neither: p = inf.
+        power: ``1/(p-1)`` itself, in [-0.3, inf], or a function of the number of steps taken that
+            gives it; below 0 lies beyond Muon. Neither: p = inf.
         oracle: ``"ball"`` (a step of given length) or ``"regularized"`` (as long as the dual norm
             of the momentum; at p = 2 it is SGD).
         coupling: how blocks share one step: ``"max"``, ``"l2"``, ``"greedy"`` (the largest alone),
@@ -156,7 +157,7 @@ class Schattor(Watching):
         lr: float | Tensor = 1e-3,
         *,
         p: float | Schedule | AutoP | Literal["auto"] | None = None,
-        power: float | None = None,
+        power: float | Schedule | None = None,
         oracle: Literal["ball", "regularized"] = "ball",
         coupling: str | float | None = None,
         block_weights: float | Mapping[str, float] | None = None,
@@ -248,28 +249,28 @@ class Schattor(Watching):
             if isinstance(group["p"], AutoP) or group["p"] == "auto":
                 self._auto = group["p"] if isinstance(group["p"], AutoP) else AutoP()
                 group["p"] = "auto"
-            schedule = group["p"] if callable(group["p"]) else None
-            if schedule is not None:
-                group["p"] = float(schedule(0))
-            self._refuse(group, schedule)
+            schedules = {dial: group[dial] for dial in ("p", "power") if callable(group[dial])}
+            group.update({dial: float(schedule(0)) for dial, schedule in schedules.items()})
+            self._refuse(group, schedules)
             adamw_lr = group.pop("adamw_lr")
             if group["rule"] == "adamw" and adamw_lr is not None and not own_rate:
                 group["lr"] = adamw_lr
             super().add_param_group(group)
             del group["adamw_lr"]  # a default, which torch has filled in
-            if schedule is not None and group["rule"] == "matrix":
-                self._schedules[len(self.param_groups) - 1] = schedule
+            if schedules and group["rule"] == "matrix":
+                self._schedules[len(self.param_groups) - 1] = schedules
         self._stepper.forget()
 
     def _split(self, group: Group) -> list[Group]:
         return split(self._who, group)
 
-    def _refuse(self, group: Group, schedule: Schedule | None) -> None:
-        if schedule is not None and group["capturable"]:
-            raise ValueError(
-                f"{self._who}: p must be a number with capturable=True, since a captured graph"
-                f" runs no Python, got {schedule!r}"
-            )
+    def _refuse(self, group: Group, schedules: dict[str, Schedule]) -> None:
+        for dial, schedule in schedules.items():
+            if group["capturable"]:
+                raise ValueError(
+                    f"{self._who}: {dial} must be a number with capturable=True, since a captured"
+                    f" graph runs no Python, got {schedule!r}"
+                )
         check_group(self._who, group)
         for index, param in enumerate(group["params"]):
             if isinstance(param, Tensor):  # torch refuses the rest
@@ -290,9 +291,11 @@ class Schattor(Watching):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, schedule in self._schedules.items():
+        for index, schedules in self._schedules.items():
             group = self.param_groups[index]
-            group["p"], group["power"] = float(schedule(self._steps_taken(group))), None
+            taken = self._steps_taken(group)
+            found = {dial: float(schedule(taken)) for dial, schedule in schedules.items()}
+            group.update({"p": None, "power": None, **found})
         self._prepare_choice()
         if _is_capturing():
             self._stepper.prepare_capture(self.param_groups, self.state)

@@ -1,7 +1,8 @@
-"""Schedules that torch has none of: of p, and of learning rate and momentum by the theory."""
+"""Schedules that torch has none of: of p or power, and the theory's of lr and momentum."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from schattor.theory import exponents, oracles
+from schattor.theory import chains, exponents, oracles
 
-__all__ = ["PRamp", "PScheduler", "ParameterFree"]
+__all__ = ["PRamp", "PScheduler", "ParameterFree", "PowerRamp"]
 
 
 def _matrix_groups(who: str, optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -20,6 +21,43 @@ def _matrix_groups(who: str, optimizer: Optimizer) -> list[dict[str, Any]]:
     if not groups:
         raise ValueError(f'{who}: optimizer must have a group of rule "matrix", got none')
     return groups
+
+
+def _check_steps(who: str, steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"{who}: steps must be at least 1, got {steps}")
+
+
+@dataclass(frozen=True)
+class PowerRamp:
+    """The power from ``start`` to ``end`` in ``steps`` steps, on a straight line.
+
+    A function of the step, to be given as `Schattor`'s ``power``; it can be pickled. Powers reach
+    beyond p = inf, which is 0: a public record of the NanoGPT speed run falls from 0.25 to -0.25.
+    ``start`` and ``end`` in [-0.3, inf), ``steps`` >= 1; ValueError otherwise.
+
+    >>> ramp = PowerRamp(0.25, -0.25, 10)
+    >>> ramp(0), ramp(5), ramp(10), ramp(99)
+    (0.25, 0.0, -0.25, -0.25)
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        """Check the three numbers."""
+        for name, value in (("start", self.start), ("end", self.end)):
+            if not chains.MIN_POWER <= value < math.inf:
+                raise ValueError(
+                    f"PowerRamp: {name} must be in [{chains.MIN_POWER}, inf), got {value}"
+                )
+        _check_steps("PowerRamp", self.steps)
+
+    def __call__(self, step: int) -> float:
+        """The power of a step, counted from 0."""
+        share = min(1.0, step / self.steps)
+        return (1 - share) * self.start + share * self.end
 
 
 @dataclass(frozen=True)
@@ -44,14 +82,12 @@ class PRamp:
         for name, value in (("start", self.start), ("end", self.end)):
             if not value > 1:
                 raise ValueError(f"PRamp: {name} must be in (1, inf], got {value}")
-        if self.steps < 1:
-            raise ValueError(f"PRamp: steps must be at least 1, got {self.steps}")
+        _check_steps("PRamp", self.steps)
 
     def __call__(self, step: int) -> float:
         """The p of a step, counted from 0."""
-        share = min(1.0, step / self.steps)
         first, last = exponents.power_of(self.start), exponents.power_of(self.end)
-        return exponents.p_of((1 - share) * first + share * last)
+        return exponents.p_of(PowerRamp(first, last, self.steps)(step))
 
 
 class PScheduler:

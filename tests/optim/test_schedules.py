@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from cases import paper_step, problem, run, weights_of
 from torch import nn
 
-from schattor.optim import ParameterFree, PRamp, PScheduler, Schattor
+from schattor.optim import ParameterFree, PowerRamp, PRamp, PScheduler, Schattor
 from schattor.theory import oracles
 
 
@@ -31,6 +32,54 @@ def test_ramp_is_straight_in_the_power() -> None:
 def test_ramp_refuses(values: tuple[float, float, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"PRamp: {message}"):
         PRamp(*values)
+
+
+def test_power_ramp_falls_beyond_infinity() -> None:
+    ramp = PowerRamp(0.25, -0.25, 4)
+    assert [ramp(step) for step in range(6)] == [0.25, 0.125, 0.0, -0.125, -0.25, -0.25]
+    for values, message in (
+        ((-0.4, 0.0, 3), "start must be in"),
+        ((0.0, math.inf, 3), "end must be in"),
+        ((0.0, 0.1, 0), "steps must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"PowerRamp: {message}"):
+            PowerRamp(*values)
+
+
+def test_power_follows_its_schedule_and_goes_on_after_a_resume() -> None:
+    made = problem()
+    ramp = PowerRamp(0.2, -0.1, 6)
+    optimizer = Schattor(made.params, lr=0.05, power=ramp, momentum=0.0, scale="unit")
+    truth = weights_of(made)
+    for step in range(3):
+        made.next_gradients(step)
+        grads = [param.grad for param in made.params]
+        truth, _ = paper_step(truth, grads, grads, lr=0.05, power=ramp(step))
+        optimizer.step()
+        assert optimizer.param_groups[0]["p"] is None
+        assert optimizer.param_groups[0]["power"] == ramp(step)
+    for param, expected in zip(made.params, truth, strict=True):
+        torch.testing.assert_close(param.double(), expected, rtol=0, atol=2e-3)
+    resumed = Schattor(made.params, power=ramp)
+    resumed.load_state_dict(optimizer.state_dict())
+    run(resumed, made, 1, first=3)
+    assert resumed.param_groups[0]["power"] == ramp(3)
+
+
+def test_a_negative_schedule_warns_once() -> None:
+    made = problem()
+    optimizer = Schattor(made.params, power=PowerRamp(-0.2, -0.3, 4))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        run(optimizer, made, 4)
+    assert len({str(each.message) for each in caught}) == 1
+
+
+@pytest.mark.parametrize("dial", ["p", "power"])
+def test_a_schedule_is_refused_in_a_captured_graph(dial: str) -> None:
+    params = [nn.Parameter(torch.zeros(2, 2))]
+    with pytest.raises(ValueError, match=f"{dial} must be a number with capturable=True"):
+        Schattor(params, capturable=True, **{dial: PRamp(2.0, 3.0, 3)})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["function", "scheduler", "by hand"])

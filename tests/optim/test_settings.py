@@ -153,7 +153,7 @@ def test_foreign_keys_stay() -> None:
 
 
 def test_power_below_the_reliable_range_warns() -> None:
-    with pytest.warns(UserWarning, match="power -0.25 is below -0.2"):
+    with pytest.warns(UserWarning, match="power is below -0.2"):
         make(power=-0.25)
 
 
