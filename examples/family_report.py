@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def plot(path: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
+def plot(path: Path, tables: dict[str, list[dict[str, Any]]], labels: Mapping[str, str]) -> None:
     """A row a task: loss over steps, and final losses with their spread, best on top."""
     import matplotlib
 
@@ -59,8 +60,8 @@ def plot(path: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
         len(tables), 2, figsize=size, constrained_layout=True, squeeze=False
     )
     shades = matplotlib.colormaps["tab20"]
-    colors: dict[str, Any] = {label: shades(i) for i, label in enumerate(OPTIMIZERS.values())}
-    colors |= {OPTIMIZERS["adamw"]: "black", OPTIMIZERS["muon"]: "dimgray"}
+    colors: dict[str, Any] = {label: shades(i) for i, label in enumerate(labels.values())}
+    colors |= {labels.get("adamw", ""): "black", labels.get("muon", ""): "dimgray"}
     for (curves, finals), (task, rows) in zip(axes, tables.items(), strict=True):
         shown = [row for row in rows if row["loss"] is not None]
         for place, row in enumerate(shown):

@@ -48,15 +48,16 @@ def load_text() -> Text:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        return _from_sources("this Python has no pydoc_data.topics")
+        return load_sources("this Python has no pydoc_data.topics")
     characters = "\n".join(topics[name] for name in sorted(topics))
     digest = _digest(characters)
     if digest not in KNOWN_TOPICS:
-        return _from_sources(f"pydoc_data.topics has the unknown digest {digest[:16]}")
+        return load_sources(f"pydoc_data.topics has the unknown digest {digest[:16]}")
     return Text(characters, f"pydoc_data.topics of Python {KNOWN_TOPICS[digest]}", digest)
 
 
-def _from_sources(why: str) -> Text:
+def load_sources(why: str) -> Text:
+    """Sources of the standard library; `why` they are read is told with the origin."""
     pieces = []
     for name in SOURCES:
         spec = importlib.util.find_spec(name)
@@ -103,9 +104,12 @@ class Corpus:
     vocabulary: str
 
     @classmethod
-    def of(cls, text: Text) -> Corpus:
-        """Map characters to ids; every tenth piece of the text is held out."""
-        vocabulary = "".join(sorted(set(text.characters)))
+    def of(cls, text: Text, vocabulary: str = "") -> Corpus:
+        """Map characters to ids; every tenth piece of the text is held out.
+
+        The vocabulary is that of the text, unless one of several texts is given.
+        """
+        vocabulary = vocabulary or "".join(sorted(set(text.characters)))
         number = {character: index for index, character in enumerate(vocabulary)}
         ids = torch.tensor([number[character] for character in text.characters])
         pieces = ids.split(PIECE)

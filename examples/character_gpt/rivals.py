@@ -26,9 +26,9 @@ class MuonWithAdamW(Optimizer):
         lr: float,
         other_lr: float,
     ) -> None:
-        """Groups of matrices and of all else; a group may set its own weight decay."""
+        """Groups of matrices and of all else, if any; a group may set its own weight decay."""
         self._muon = Muon(matrices, lr, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
-        self._adamw = AdamW(others, other_lr, betas=BETAS, fused=True)
+        self._adamw = AdamW(others or [{"params": []}], other_lr, betas=BETAS, fused=True)
         self._muon_groups = len(self._muon.param_groups)
         super().__init__(self._muon.param_groups + self._adamw.param_groups, {})
         self._share()

@@ -19,6 +19,7 @@ visible = os.environ.get("CUDA_VISIBLE_DEVICES")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import family_study as study  # noqa: E402
+import studies  # noqa: E402
 
 if visible is None:  # the study hides GPUs, other tests want them
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
@@ -64,8 +65,13 @@ def test_rivals_move_convolutions_as_torch_moves_matrices(name: str) -> None:
 
 
 def test_grids_grow_by_ones_and_threes() -> None:
-    assert [study.neighbour(rate, 1) for rate in (1e-3, 3e-3, 0.3, 3.0)] == [3e-3, 1e-2, 1.0, 10.0]
-    assert [study.neighbour(rate, -1) for rate in (1e-3, 3e-3, 1.0)] == [3e-4, 1e-3, 0.3]
+    assert [studies.neighbour(rate, 1) for rate in (1e-3, 3e-3, 0.3, 3.0)] == [
+        3e-3,
+        1e-2,
+        1.0,
+        10.0,
+    ]
+    assert [studies.neighbour(rate, -1) for rate in (1e-3, 3e-3, 1.0)] == [3e-4, 1e-3, 0.3]
 
 
 def test_a_study_is_tuned_until_no_edge_is_best_and_goes_on_where_it_was(
@@ -73,7 +79,7 @@ def test_a_study_is_tuned_until_no_edge_is_best_and_goes_on_where_it_was(
 ) -> None:
     names = {name: study.OPTIMIZERS[name] for name in ("adamw", "muon", "splus")}
     monkeypatch.setattr(study, "OPTIMIZERS", names)
-    monkeypatch.setattr(study, "ROUNDS", 1)
+    monkeypatch.setattr(studies, "ROUNDS", 1)
     short = dataclasses.replace(study.DIGITS, steps=6, warmup=1, evaluate_every=3)
     monkeypatch.setattr(study, "DIGITS", short)
     trained, train = [], study.train_digits
@@ -115,7 +121,7 @@ def test_a_study_is_tuned_until_no_edge_is_best_and_goes_on_where_it_was(
         }
         assert row["lr"] == min(sweep, key=lambda lr: sweep[lr])
         inside = min(sweep) < row["lr"] < max(sweep)
-        assert inside != row["lr_at_edge_of_grid"] and (inside or len(sweep) == study.WIDEST)
+        assert inside != row["lr_at_edge_of_grid"] and (inside or len(sweep) == studies.WIDEST)
     printed = capsys.readouterr().out
     assert printed.count("| SPlus |") == 1 and "accuracy" in printed
     assert paths["plot"].read_bytes().startswith(b"\x89PNG")
