@@ -87,7 +87,7 @@ class Bases(Factors):
         stepped = [i for i in due if not (self.spec.basis == "eigh" or self.is_first(i))]
         for blocks in (fresh, stepped):
             if blocks:
-                index = index_of(blocks, chunk, taken.device)
+                index = index_of(blocks, taken.device)
                 places = [i - chunk.start for i in blocks]
                 chosen = (
                     [momenta[i] for i in places] if momenta else [],

@@ -16,7 +16,7 @@ from schattor.optim._settings import Group
 from schattor.portable import share_of
 from schattor.theory.preconditioners import Preconditioner
 
-__all__ = ["Factors", "Index", "Raw", "Side", "eigenpairs"]
+__all__ = ["Factors", "Index", "Raw", "Side", "eigenpairs", "factor_beta", "index_of"]
 
 Index = slice | Tensor
 
@@ -105,10 +105,13 @@ def factor_beta(group: Group) -> float:
     return float(group["betas"][1] if given is None else given)
 
 
-def index_of(blocks: list[int], chunk: slice, device: torch.device) -> Index:
-    """Blocks of a chunk as an index: a slice, which copies nothing, where they are all of it."""
-    whole = len(blocks) == chunk.stop - chunk.start
-    return chunk if whole else torch.tensor(blocks, device=device)
+def index_of(blocks: list[int], device: torch.device) -> Index:
+    """Rising numbers of blocks as an index: a slice, which copies nothing, where none is left out.
+
+    Blocks that are staggered are due in runs.
+    """
+    first, after = blocks[0], blocks[-1] + 1
+    return slice(first, after) if len(blocks) == after - first else torch.tensor(blocks).to(device)
 
 
 def eigenpairs(factors: Tensor) -> tuple[Tensor, Tensor, list[int]]:

@@ -45,7 +45,7 @@ class Roots(Factors):
         due = self.due(chunk, group)
         if not due:
             return
-        index, beta = index_of(due, chunk, taken.device), factor_beta(group)
+        index, beta = index_of(due, taken.device), factor_beta(group)
         corrections = torch.ones_like(taken[index])
         if group["bias_correction"] is not False:
             corrections = share_of(beta ** (taken[index] + 1))
