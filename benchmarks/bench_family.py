@@ -5,8 +5,8 @@
 Every optimizer steps the same weights with the same gradients. A measurement is a whole period of
 refreshes, so that eigendecompositions and QR are in it by their share; SOAP, Shampoo and KL-Shampoo
 refresh every 10 steps, SPlus every 100 (its authors' numbers). The table has milliseconds of one
-step, the worst step of a period, and the ratio to each peer. A peer that cannot be imported is
-named, and left out.
+step, the worst step of a period, the time that our products alone would take at the processor's
+peak, and the ratio to each peer. A peer that cannot be imported is named, and left out.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import SETS, Shape
-from timing import interleaved, machine, measure_peak
+from shapes import SETS, Shape, flattened, weights_of
+from timing import Peak, interleaved, machine, measure_peak
 
 import schattor
 
-FREQUENCY = 10
+FREQUENCY, SPLUS_FREQUENCY = 10, 100
 # A GPT of four layers, width 256, and one of GPT-2's layers.
 FAMILY_SETS: dict[str, list[Shape]] = {
     "small GPT": [(256, 256)] * 16 + [(1024, 256)] * 4 + [(256, 1024)] * 4,
@@ -83,15 +83,25 @@ def peers() -> tuple[dict[str, Make], list[str]]:
     return found, missing
 
 
-def weights_of(shapes: list[Shape], device: torch.device) -> list[torch.nn.Parameter]:
-    """Gaussian weights with gaussian gradients, the same at every call."""
-    generator = torch.Generator(device).manual_seed(0)
-    weights = []
+def operations(member: str, shapes: list[Shape]) -> float:
+    """Multiplications and additions of a member's products in one step, refreshes by their share.
+
+    A side of n rows takes 8/3 n^3 for the Q of a QR, 9 n^3 for its eigenvectors (Golub and Van
+    Loan), 2 n^3 for a product of two squares. Symmetric products count one triangle. 0: not known.
+    """
+    total = 0.0
     for shape in shapes:
-        weight, grad = (torch.randn(shape, generator=generator, device=device) for _ in "wg")
-        weights.append(torch.nn.Parameter(0.02 * weight))
-        weights[-1].grad = grad
-    return weights
+        m, n = sorted(flattened(shape))
+        both = 2.0 * (m * m * n + m * n * n)  # a product with each side's matrix
+        grams, cubes = both / 2, float(m**3 + n**3)
+        turn = 2 * m**3 + 2 * m * m * n + 4 * m * n * n  # moments, from bases to bases
+        total += {
+            "SOAP": 2 * both + grams + ((2 + 8 / 3) * cubes + turn) / FREQUENCY,
+            "KL-Shampoo": 3 * both + grams + ((2 + 8 / 3) * cubes + turn) / FREQUENCY,
+            "SPlus": 2 * both + grams + (9 * cubes + turn) / SPLUS_FREQUENCY,
+            "Shampoo": both + grams + (9 + 2 + 2) * cubes / FREQUENCY,
+        }.get(member.removesuffix(" staggered"), 0.0)
+    return total
 
 
 class Period:
@@ -99,7 +109,7 @@ class Period:
 
     def __init__(self, name: str, make: Make, shapes: list[Shape], device: torch.device) -> None:
         """``name`` says how long the period is."""
-        self.steps = 100 if name.startswith("SPlus") else FREQUENCY
+        self.steps = SPLUS_FREQUENCY if name.startswith("SPlus") else FREQUENCY
         self.worst: list[float] = []
         self.weights = weights_of(shapes, device)
         self._optimizer, self._device = make(self.weights), device
@@ -120,7 +130,9 @@ class Period:
         self.worst.append(worst)
 
 
-def measure(shapes: list[Shape], rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
+def measure(
+    shapes: list[Shape], rounds: int, peak: Peak, device: torch.device
+) -> dict[str, dict[str, Any]]:
     """Time everything on one set, print the table, and return the numbers."""
     others, _ = peers()
     calls = {
@@ -141,10 +153,15 @@ def measure(shapes: list[Shape], rounds: int, device: torch.device) -> dict[str,
             if " / " in peer and " / " not in name and peer.split(" / ")[0] == member
         }
         result["ratios"] = ratios
+        floor = 0.0
+        if " / " not in name and device.type == "cpu":  # a GPU's peak is another dtype's
+            floor = operations(name, shapes) / peak.all_threads
+        result["floor"] = floor or None
+        shown = f"{1e3 * floor:9.2f}" if floor else " " * 9
         text = ", ".join(f"{ratio:.2f}x of {package}" for package, ratio in ratios.items())
         print(
             f"  {name:<28} {1e3 * result['median']:9.2f} {1e3 * result['lower']:9.2f}"
-            f" {1e3 * result['upper']:9.2f} {1e3 * result['worst_step']:9.2f}  {text}",
+            f" {1e3 * result['upper']:9.2f} {1e3 * result['worst_step']:9.2f} {shown}  {text}",
             flush=True,
         )
     return results
@@ -172,8 +189,8 @@ def main() -> None:
     for name in options.sets:
         shapes = FAMILY_SETS[name]
         print(f"\n{name}: {len(shapes)} weights; milliseconds of a step")
-        print(f"  {'':<28} {'median':>9} {'lower':>9} {'upper':>9} {'worst':>9}")
-        sets[name] = measure(shapes, options.rounds, device)
+        print(f"  {'':<28} {'median':>9} {'lower':>9} {'upper':>9} {'worst':>9} {'floor':>9}")
+        sets[name] = measure(shapes, options.rounds, peak, device)
     after = measure_peak(device)
     print(f"\nafter: {after}")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import GPU_SETS, SETS, Shape, flattened
+from shapes import GPU_SETS, SETS, Shape, flattened, weights_of
 from timing import CPU, Peak, Timing, interleaved, machine, measure_peak
 
 import schattor
@@ -39,16 +39,8 @@ OURS: dict[str, dict[str, float]] = {
 
 
 def _weights(shapes: list[Shape], flatten: bool, device: torch.device) -> list[torch.nn.Parameter]:
-    generator = torch.Generator(device).manual_seed(0)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    weights = []
-    for shape in shapes:
-        size = flattened(shape) if flatten else shape
-        drawn = [torch.randn(size, generator=generator, device=device, dtype=dtype) for _ in "wg"]
-        weight = torch.nn.Parameter(0.02 * drawn[0])
-        weight.grad = drawn[1]
-        weights.append(weight)
-    return weights
+    sizes = [flattened(shape) for shape in shapes] if flatten else shapes
+    return weights_of(sizes, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 def optimizers(shapes: list[Shape], device: torch.device = CPU) -> dict[str, torch.optim.Optimizer]:

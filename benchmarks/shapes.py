@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+import torch
 
 Shape = tuple[int, ...]
 
@@ -75,3 +77,18 @@ def flattened(shape: Shape) -> tuple[int, int]:
     for size in shape[1:]:
         cols *= size
     return shape[0], cols
+
+
+def weights_of(
+    shapes: Iterable[Shape], device: torch.device, dtype: torch.dtype = torch.float32
+) -> list[torch.nn.Parameter]:
+    """Gaussian weights with gaussian gradients, the same at every call."""
+    generator = torch.Generator(device).manual_seed(0)
+    weights = []
+    for shape in shapes:
+        weight, grad = (
+            torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in "wg"
+        )
+        weights.append(torch.nn.Parameter(0.02 * weight))
+        weights[-1].grad = grad
+    return weights
