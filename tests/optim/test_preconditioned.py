@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import schattor
 from schattor import ops
-from schattor.optim import SOAP, KLShampoo, Schattor, Shampoo
+from schattor.optim import SOAP, KLShampoo, Schattor, Shampoo, SPlus
 from schattor.theory.preconditioners import PRECONDITIONERS
 
 # Combinations.
@@ -118,6 +118,32 @@ def test_a_basis_that_cannot_be_decomposed_stays_and_is_counted(
     assert torch.equal(optimizer.state[params[0]]["root_rows"], roots[0])
     assert not torch.equal(optimizer.state[params[1]]["root_rows"], roots[1])
     assert all(param.isfinite().all() for param in params)
+
+
+@pytest.mark.parametrize("member", [SOAP, KLShampoo, Shampoo, SPlus])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing_of_its_block(
+    member: Any, value: float
+) -> None:
+    """Also where a refresh is due; its neighbours in the bucket go on."""
+    every = {"inverse_every": 1} if member is SPlus else {"precondition_frequency": 1}
+    params = [nn.Parameter(torch.zeros(5, 3, dtype=F64)) for _ in range(3)]
+    optimizer = member(params, **every)
+    for seed in range(3):
+        for param, g in zip(params, gradients((5, 3), 3, seed=seed), strict=True):
+            param.grad = g
+        optimizer.step()
+    before = copy.deepcopy([optimizer.state[param] for param in params])
+    weights = [param.detach().clone() for param in params]
+    assert params[1].grad is not None
+    params[1].grad[2, 1] = value
+    optimizer.step()
+    own = {"step", "averaged", "ema"}  # counted, averaged: the weights are, whatever moved them
+    for key in before[1].keys() - own:
+        assert torch.equal(optimizer.state[params[1]][key], before[1][key]), key
+        assert not torch.equal(optimizer.state[params[2]][key], before[2][key]), key
+    moved = [not torch.equal(param, w) for param, w in zip(params, weights, strict=True)]
+    assert moved == [True, False, True]
 
 
 def test_statistics_stay_float32_beside_bfloat16_weights(tmp_path: Any) -> None:

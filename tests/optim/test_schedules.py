@@ -66,6 +66,14 @@ def test_power_follows_its_schedule_and_goes_on_after_a_resume() -> None:
     assert resumed.param_groups[0]["power"] == ramp(3)
 
 
+def test_a_schedule_takes_over_from_the_other_dial() -> None:
+    made = problem()
+    optimizer = Schattor(made.params, power=PowerRamp(0.2, -0.1, 6))
+    optimizer.load_state_dict(Schattor(made.params, p=3.0).state_dict())
+    run(optimizer, made, 1)
+    assert (optimizer.param_groups[0]["p"], optimizer.param_groups[0]["power"]) == (None, 0.2)
+
+
 def test_a_negative_schedule_warns_once() -> None:
     made = problem()
     optimizer = Schattor(made.params, power=PowerRamp(-0.2, -0.3, 4))
