@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from schattor.adaptive.criteria import CRITERIA, Criterion
 from schattor.theory import chains, exponents
 
 __all__ = ["AutoP"]
+
+Statistics = Literal["inputs", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -18,16 +21,24 @@ class AutoP:
     On recording steps each layer's inputs are watched, and its p becomes the one of the largest
     criterion, smoothed over recordings.
 
+    The second moment of a layer's inputs is ``Axx = mean x x'`` of what hooks see and
+    ``optimizer.observe`` is given (``"inputs"``), or ``Axx = N'N`` of the noise ``N = G - mean G``
+    of its gradient, the mean by momentum (``"gradients"``): a gradient is a sum of ``e x'``, so
+    that the two are proportional on average where residuals e and inputs x are independent.
+
     Args:
         criterion: ``"tightness"`` (the fall of the loss on fixed features, by an exact line
             search), ``"momentum_aligned"`` or ``"hoelder"`` (lower bounds of it).
         interval: steps from one recording to the next.
         warmup: steps before the first recording; until then p is ``bounds[1]``.
-        smoothing: weight of the past in the criterion's logarithm, in [0, 1).
+        smoothing: weight of the past in the average of the criterion, which each recording gives
+            relative to its largest value; in [0, 1).
         hysteresis: p moves only where the criterion gains more than this share.
         bounds: least and largest p, from [2, inf].
         lowest_power: the end of the search beyond p = inf, in [-0.2, 0].
         tokens: inputs per call that are looked at, evenly spaced; None: all.
+        statistics: ``"inputs"`` or ``"gradients"``. None: inputs of a model that the optimizer is
+            given or watches, gradients without one.
 
     Raises ValueError for what is not in these ranges.
     Source: From SGD to Muon (arXiv 2605.19781); its code records at step 10, then every 100.
@@ -43,7 +54,8 @@ class AutoP:
     hysteresis: float = 0.0
     bounds: tuple[float, float] = (2.0, math.inf)
     lowest_power: float = 0.0
-    tokens: int | None = 1024
+    tokens: int | None = 512
+    statistics: Statistics | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that are not allowed."""
@@ -72,6 +84,10 @@ class AutoP:
             )
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"AutoP: tokens must be None or >= 1, got {self.tokens}")
+        if self.statistics not in (None, *get_args(Statistics)):
+            raise ValueError(
+                f'AutoP: statistics must be None, "inputs" or "gradients", got {self.statistics!r}'
+            )
 
     @property
     def powers(self) -> tuple[float, float]:

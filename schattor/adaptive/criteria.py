@@ -14,7 +14,17 @@ from torch import Tensor
 
 from schattor.theory import chains
 
-__all__ = ["CRITERIA", "Criterion", "Forms", "curve", "iterates", "powers_of_grid"]
+__all__ = [
+    "CRITERIA",
+    "DEPTH",
+    "Criterion",
+    "Factors",
+    "Forms",
+    "curve",
+    "factors",
+    "iterates",
+    "powers_of_grid",
+]
 
 Criterion = Literal["tightness", "momentum_aligned", "hoelder"]
 CRITERIA = get_args(Criterion)
@@ -26,23 +36,67 @@ _GRID = 65
 
 
 class Forms(NamedTuple):
-    """What a block's iterates ``X_k`` give, in float64; D_k is what a step would make of X_k."""
+    """What iterates ``X_k`` of some blocks give, in float64; D_k is what a step makes of X_k."""
 
-    falls: Tensor  # [K+1] <G, D_k>
-    norms: Tensor  # [K+1] <X_0, X_k>: mixed, |X_0|_q^q
-    curves: Tensor  # [K+1, K+1] <D_k Axx, D_l>
-    inputs: Tensor | None  # eigenvalues of Axx, for the criteria that need them
+    falls: Tensor  # [batch, K+1] <G, D_k>
+    curves: Tensor  # [batch, K+1, K+1] <D_k Axx, D_l>
+    norms: Tensor | None  # [batch, K+1] <X_0, X_k>: mixed, |X_0|_q^q
+    inputs: Tensor | None  # [batch, n] eigenvalues of Axx; both for the criteria that need them
 
 
 def iterates(x: Tensor) -> Tensor:
-    """``X_0 .. X_K`` ``[K+1, rows, cols]`` of one wide matrix by the shared chain."""
-    scale = (x @ x.mT).norm().sqrt()
-    found = [x / torch.where(scale > 0, scale, torch.ones_like(scale))]
-    for a, b, c in chains.steps("schattor", DEPTH):
-        gram = found[-1] @ found[-1].mT
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        found.append(torch.addmm(found[-1], polynomial, found[-1], beta=a))
-    return torch.stack(found)
+    """``X_0 .. X_K`` ``[batch, K+1, rows, cols]`` of wide matrices by the shared chain."""
+    found = x.new_empty(x.shape[0], DEPTH + 1, *x.shape[1:])
+    found[:, 0], gram = _scaled(x)
+    for k, coefficients in enumerate(chains.steps("schattor", DEPTH), 1):
+        torch.bmm(_step(gram, *coefficients), found[:, k - 1], out=found[:, k])
+        if k < DEPTH:
+            torch.bmm(found[:, k], found[:, k].mT, out=gram)
+    return found
+
+
+class Factors(NamedTuple):
+    """The chain of some wide matrices: ``X_k = P_k X_0``, polynomials of ``A = X_0 X_0'``."""
+
+    first: Tensor  # [batch, rows, cols] X_0
+    gram: Tensor  # [batch, rows, rows] A
+    found: Tensor  # [batch, K+1, rows, rows] P_k
+
+
+def factors(x: Tensor) -> Factors:
+    """What the iterates of `iterates` are made of, by matrices of the shorter side.
+
+    The Gram matrix follows the chain by itself, ``A <- P A P``, by which its rounding grows tenfold
+    a step: halfway it is formed anew.
+    """
+    first, start = _scaled(x)
+    rows, gram = x.shape[1], start
+    found = x.new_empty(x.shape[0], DEPTH + 1, rows, rows)
+    found[:, 0] = torch.eye(rows, dtype=x.dtype, device=x.device)
+    for k, coefficients in enumerate(chains.steps("schattor", DEPTH), 1):
+        step = _step(gram, *coefficients)
+        torch.bmm(step, found[:, k - 1], out=found[:, k])
+        if k == DEPTH // 2:
+            reached = torch.bmm(found[:, k], first)
+            gram = torch.bmm(reached, reached.mT)
+        elif k < DEPTH:
+            gram = torch.bmm(torch.bmm(step, gram), step)
+    return Factors(first, start, found)
+
+
+def _step(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """``a I + b A + c A^2``."""
+    step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    step.diagonal(dim1=1, dim2=2).add_(a)
+    return step
+
+
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices over their Schatten-4 norm, and their Gram matrices; zeros stay."""
+    gram = torch.bmm(x, x.mT)
+    square = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True)
+    square = torch.where(square > 0, square, torch.ones_like(square))
+    return x / square.sqrt(), gram / square
 
 
 @lru_cache(maxsize=16)
@@ -58,17 +112,19 @@ def _table(powers: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def curve(criterion: Criterion, forms: Forms, powers: tuple[float, ...]) -> Tensor:
-    """The logarithm of the criterion at every power ``[len(powers)]``, without a read-back.
+    """The logarithm of the criterion at every power ``[batch, len(powers)]``, without a read-back.
 
     -inf where the direction does not descend. Source: `schattor.theory.criteria`.
     """
     table = _table(powers, forms.falls.device)
-    falls = (table @ (forms.norms if criterion == "hoelder" else forms.falls)).clamp_min(0)
+    falls = forms.norms if criterion == "hoelder" else forms.falls
+    assert falls is not None
+    falls = (falls @ table.mT).clamp_min(0)
     if criterion == "tightness":
-        bound = ((table @ forms.curves) * table).sum(1)
+        bound = ((table @ forms.curves) * table).sum(2)
     else:
-        assert forms.inputs is not None
-        bound = _hoelder_bound(table @ forms.norms, forms.inputs, powers)
+        assert forms.inputs is not None and forms.norms is not None
+        bound = _hoelder_bound(forms.norms @ table.mT, forms.inputs, powers)
     gains = 2 * falls.log() - bound.clamp_min(1e-300).log()
     return torch.where((falls > 0) & (bound > 0), gains, -torch.inf)
 
@@ -77,8 +133,8 @@ def _hoelder_bound(totals: Tensor, inputs: Tensor, powers: tuple[float, ...]) ->
     """``|A|_k^2 |O|_p^2`` of every power; ``totals`` are ``|M|_q^q = |O|_p^p``."""
     power = torch.tensor(powers, dtype=torch.float64, device=totals.device)
     sizes = totals.clamp_min(1e-300) ** (2 * power / (1 + power))
-    largest = inputs.max().clamp_min(1e-300)
+    largest = inputs.amax(1, keepdim=True).clamp_min(1e-300)
     half = (1 + power) / (1 - power).clamp_min(1e-9)
     ratio = (inputs / largest).clamp_min(1e-300)
-    sums = torch.exp(half[:, None] * ratio.log()[None]).sum(1)
+    sums = torch.exp(half[:, None] * ratio.log()[:, None]).sum(2)
     return sizes * largest * torch.exp(sums.log() / half)

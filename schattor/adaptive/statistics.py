@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from schattor.blocks import block_views
+from schattor.adaptive.sums import Gram, Sum, gram_of, in_order, mean_of, reduce_all
 from schattor.routing.layouts import is_conv1d
 
 __all__ = ["InputMoments"]
@@ -73,8 +72,9 @@ class InputMoments:
             weight = module._parameters.get("weight")
             if weight is not None and id(weight) in layers and _is_known(module, weight.ndim):
                 layers[id(weight)].append(module)
-        self._sums = {
-            id(param): _Sum(param, layers[id(param)], tokens)
+        self._met = _Met(tokens)
+        self._layers = {
+            id(param): _Layers(param, layers[id(param)], self._met)
             for param in given
             if len({is_conv1d(module) for module in layers[id(param)]}) == 1
         }
@@ -82,7 +82,11 @@ class InputMoments:
 
     def covers(self, param: nn.Parameter) -> bool:
         """Whether the inputs that this parameter multiplies can be recorded."""
-        return id(param) in self._sums
+        return id(param) in self._layers
+
+    def turned(self, param: nn.Parameter) -> bool:
+        """Whether the layer that is covered has its inputs along the rows, as a ``Conv1D``."""
+        return self._layers[id(param)].turned
 
     @property
     def recording(self) -> bool:
@@ -100,7 +104,7 @@ class InputMoments:
             _COMPILED.pause()
             handles = [
                 module.register_forward_pre_hook(each.see, with_kwargs=True)
-                for each in self._sums.values()
+                for each in self._layers.values()
                 for module in each.modules
             ]
             # Runs by itself if this object goes away while it records.
@@ -117,12 +121,19 @@ class InputMoments:
         new symmetric tensor on the parameter's device, float64 for a float64 weight, else float32.
         Zero if no row was finite.
         """
-        return self._sums[id(param)].mean() if id(param) in self._sums else None
+        gram = self.gram(param)
+        return None if gram is None else mean_of([gram])
+
+    def gram(self, param: nn.Parameter) -> Gram | None:
+        """The sum that :meth:`moment` is the mean of."""
+        layers = self._layers.get(id(param))
+        return None if layers is None or layers.sum.gram is None else in_order(layers.sum)
 
     def clear(self) -> None:
         """Forget all samples, and free their memory."""
-        for each in self._sums.values():
-            each.clear()
+        self._met.clear()
+        for each in self._layers.values():
+            each.sum.clear()
 
     def reduce(self) -> None:
         """Sum over the ranks of the default process group, if there is one; all must call it.
@@ -130,38 +141,17 @@ class InputMoments:
         Ranks that never called a layer take part with no samples. Once before moments are read: a
         second time would count every sample once for each rank. Waits for the device.
         """
-        sums = [*self._sums.values()]
-        if not (sums and dist.is_available() and dist.is_initialized()):
-            return
-        calls = torch.tensor([each.calls for each in sums], device=sums[0].param.device)
-        dist.all_reduce(calls)
-        for each, total in zip(sums, calls.tolist(), strict=True):
-            if total:
-                for part in each.parts(each.param.device):
-                    dist.all_reduce(part)
+        reduce_all([each.sum for each in self._layers.values()])
 
 
-class _Sum:
-    """The sum of ``x x'`` over the samples of one weight, and their number."""
+class _Layers:
+    """The layers of one weight, and the sum over what they read."""
 
-    def __init__(self, param: nn.Parameter, modules: list[nn.Module], tokens: int | None) -> None:
-        self.param = param
+    def __init__(self, param: nn.Parameter, modules: list[nn.Module], met: _Met) -> None:
+        self.turned = is_conv1d(modules[0])
+        self.sum = Sum(param, param.shape[0] if self.turned else param.shape[1:].numel())
         self.modules = modules
-        self._size = param.shape[0] if is_conv1d(modules[0]) else param.shape[1:].numel()
-        self._tokens = tokens
-        self.clear()
-
-    def clear(self) -> None:
-        self.calls = 0
-        self._parts: tuple[Tensor, Tensor] | None = None
-
-    def parts(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Sum and count; zeros on this device at first."""
-        if self._parts is None:
-            dtype = torch.float64 if self.param.dtype == torch.float64 else torch.float32
-            total = torch.zeros(self._size, self._size, dtype=dtype, device=device)
-            self._parts = total, torch.zeros((), dtype=torch.int64, device=device)
-        return self._parts
+        self._met = met
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The hook: adds what a layer is called with."""
@@ -171,34 +161,36 @@ class _Sum:
         if torch.is_grad_enabled():
             with torch.no_grad():
                 if isinstance(module, _CONVOLUTIONS):
-                    self._add(_patches(module, x), len(module.kernel_size) + 1)
-                elif x.ndim and x.shape[-1] == self._size:
-                    self._add(x.unsqueeze(0), x.ndim)
+                    samples = _patches(module, x)
+                    if samples is not None and samples.numel():
+                        self.sum.add(self._met.gram(samples, len(module.kernel_size) + 1, self.sum))
+                elif x.numel() and x.ndim and x.shape[-1] == self.sum.size:
+                    self.sum.add(self._met.shared(x, self.sum))
 
-    def _add(self, samples: Tensor | None, leading: int) -> None:
-        """Add samples ``[..., features...]`` with this many leading dimensions."""
-        if samples is None or samples.numel() == 0:
-            return
-        self.calls += 1
-        total, count = self.parts(samples.device)
-        sizes = samples.shape[:leading]
-        if self._tokens is not None and sizes.numel() > self._tokens:
-            samples = samples[_places(sizes, self._tokens, samples.device)]
-        rows = samples.reshape(-1, self._size).to(total)
-        finite = torch.linalg.vector_norm(rows, dim=1).isfinite()
-        rows = torch.where(finite[:, None], rows, 0.0)
-        total.addmm_(rows.mT, rows)  # in place, which autocast leaves alone
-        count += finite.sum().to(count.device)
 
-    def mean(self) -> Tensor | None:
-        if self._parts is None:
-            return None
-        total, count = self._parts
-        mean = torch.add(total, total.mT).div_(2 * count.clamp(min=1)).to(self.param.device)
-        if self.param.ndim > 2 and not self.param.is_contiguous():
-            order = _order(self.param)
-            mean = mean[order][:, order]
-        return mean
+class _Met:
+    """What layers read; one sum for those that read the same tensor, one after the other."""
+
+    def __init__(self, tokens: int | None) -> None:
+        self._tokens = tokens
+        self._last: tuple[Callable[[], Tensor | None], int, Gram] | None = None
+
+    def gram(self, samples: Tensor, leading: int, like: Sum) -> Gram:
+        return gram_of(samples, leading, like.size, like.dtype, self._tokens)
+
+    def shared(self, x: Tensor, like: Sum) -> Gram:
+        """Of samples ``[..., n]``: queries, keys and values read the same, gate and up too."""
+        if self._last is not None and not x.is_inference():
+            read, version, found = self._last
+            if read() is x and x._version == version and found.total.dtype == like.dtype:
+                return found
+        found = self.gram(x.unsqueeze(0), x.ndim, like)
+        # Held weakly, so that no activation lives longer for it.
+        self._last = None if x.is_inference() else (weakref.ref(x), x._version, found)
+        return found
+
+    def clear(self) -> None:
+        self._last = None
 
 
 class _Compiled:
@@ -271,30 +263,3 @@ def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor | N
             return None
         x = x.unfold(2 + dim, spans[dim], module.stride[dim])[..., :: dilation[dim]]
     return x.movedim(1, 1 + depth)
-
-
-def _places(sizes: torch.Size, tokens: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Indices of so many of the samples ``[sizes...]``, one from each of as many equal stretches.
-
-    At the same place of every stretch they would meet the same positions of every sequence whose
-    length is a multiple of a stretch, the first among them, whose activations are unlike all
-    others. Multiples of the golden ratio modulo one are spread evenly over any such sequence.
-    """
-    total = sizes.numel()
-    which = torch.arange(tokens + 1, device=device)
-    edges = which * total // tokens
-    golden = which[:-1] * 0x9E3779B9 & 0xFFFFFFFF
-    flat = edges[:-1] + (golden * edges.diff() >> 32)
-    places: list[Tensor] = []
-    for size in reversed(sizes):
-        places.append(flat % size)
-        flat = flat // size
-    return tuple(reversed(places))
-
-
-def _order(param: nn.Parameter) -> Tensor:
-    """Which column of ``weight.flatten(1)`` each column of its matrix in ``block_views`` is."""
-    like = param.detach()[:1]
-    numbers = torch.empty_like(like, dtype=torch.int64)
-    numbers.copy_(torch.arange(like.numel(), device=like.device).view(like.shape))
-    return block_views(numbers, like=like)[0][0]

@@ -43,7 +43,7 @@ class Bases(Factors):
         if self.cols is not None:
             wide = torch.bmm(wide, self.cols.frame[chunk])
         least = _ROUNDING * torch.finfo(wide.dtype).eps
-        return torch.ops.aten.hardshrink.out(wide, least, out=wide)  # type: ignore[no-any-return]
+        return torch.hardshrink(wide, least, out=wide)
 
     def rotated_back(self, chunk: slice, x: Tensor) -> Tensor:
         """``Q_L X Q_R'``."""

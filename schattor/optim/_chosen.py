@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from schattor import planning
-from schattor.adaptive.chooser import Chooser, Inputs
-from schattor.blocks import BlockSpec, block_views
-from schattor.optim._preconditioned import Entries, Preconditioned
+from schattor.adaptive.chooser import Chooser, Inputs, Moments, noise_moments
+from schattor.adaptive.criteria import DEPTH
+from schattor.adaptive.own import Widths
+from schattor.blocks import BlockSpec, block_shapes, block_views, fans
+from schattor.optim._entries import Entries, joined, suffixes
+from schattor.optim._preconditioned import Preconditioned
 from schattor.planning import Plan
 
-__all__ = ["Chosen", "create_choice", "inputs_of"]
+__all__ = ["Chosen", "Seen", "create_choice", "inputs_of", "widths_of"]
+
+# Bytes of iterates; matrices of a step are far smaller or far larger than this.
+_MOST_ALIVE = 64 * 2**20
 
 
 def create_choice(entry: dict[str, Any], blocks: int, grid: int, device: torch.device) -> None:
     """What a parameter's state holds of its blocks' choice, where it is not there yet.
 
     ``auto_power`` is the power that steps take, NaN before the first choice; ``auto_curve`` the
-    smoothed logarithm of the criterion over the grid.
+    smoothed criterion over the grid, relative to its largest value.
     """
-    for index in range(blocks):
-        suffix = "" if blocks == 1 else f".{index}"
+    for suffix in suffixes(blocks):
         if entry.get(f"auto_curve{suffix}", torch.empty(0)).numel() != grid:
             entry[f"auto_curve{suffix}"] = torch.full((grid,), torch.nan, device=device)
             entry.setdefault(f"auto_power{suffix}", torch.full((), torch.nan, device=device))
@@ -31,20 +36,67 @@ def create_choice(entry: dict[str, Any], blocks: int, grid: int, device: torch.d
 
 def inputs_of(param: Any, spec: BlockSpec | None, tall: list[bool]) -> list[Inputs]:
     """Which inputs each block of a parameter multiplies; ``tall`` blocks enter transposed."""
-    out = bool(spec) and (spec or {}).get("out", 0) == 1
-    split = any(key in (spec or {}) for key in ("rows" if out else "cols", "most"))
+    spec = spec or {}
+    out = spec.get("out", 0) == 1
     chosen: list[Tensor | None] = [None] * len(tall)
-    if split:
-        size = param.shape[0] if out else param[0].numel()
-        shape = (size, 1) if out else (1, size)
-        places = torch.arange(size, device=param.device).view(shape)
-        like = places.expand(param.shape) if param.ndim == 2 else places.view(1, *param.shape[1:])
-        views = block_views(like.expand(param.shape), spec, like=None)
+    if "most" in spec or ("rows" if out else "cols") in spec:
+        places = torch.arange(_inputs(param, spec), device=param.device)
+        inner = param.shape[spec.get("batch", 0) :]
+        shape = (-1, *[1] * (len(inner) - 1)) if out else (1, *inner[1:])
+        views = block_views(places.view(shape).expand(param.shape), spec)
         chosen = [view[:, 0] if out else view[0] for view in views]
     return [
-        Inputs(param, indices, right=is_tall if out else not is_tall)
-        for indices, is_tall in zip(chosen, tall, strict=True)
+        Inputs(param, index, indices, right=is_tall if out else not is_tall)
+        for index, (indices, is_tall) in enumerate(zip(chosen, tall, strict=True))
     ]
+
+
+def widths_of(param: Any, name: str, spec: BlockSpec | None) -> Widths:
+    """How many inputs a parameter multiplies, and each of its blocks, where there are several."""
+    blocks = [fans(shape, spec)[1] for shape in block_shapes(param.shape, spec)]
+    own = tuple(blocks) if len(blocks) > 1 else ()
+    spec = spec or {}
+    return Widths(param, name, _inputs(param, spec), own, spec.get("out", 0) == 1)
+
+
+def _inputs(param: Any, spec: BlockSpec) -> int:
+    """How many inputs the matrices of a parameter multiply: their columns, or rows under "out"."""
+    inner = param.shape[spec.get("batch", 0) :]
+    return int(inner[0] if spec.get("out", 0) == 1 else inner[1:].numel())
+
+
+class Seen(NamedTuple):
+    """A chunk of a bucket on a step that chooses."""
+
+    chunk: slice
+    wide: Tensor  # what is applied, in the coordinates of the norm
+    grads: list[Tensor]
+    momenta: list[Tensor]  # before this step
+    averages: Tensor  # [batch] factors that make averages of them
+    inside: Preconditioned | None
+    outside: Tensor | None  # the weights of a preconditioner
+
+    def outward(self, local: int, x: Tensor) -> Tensor:
+        """Matrices in the coordinates of a block's norm as its steps."""
+        if self.inside is None:
+            return x
+        weights = None if self.outside is None else self.outside[local]
+        return self.inside.outward(self.chunk.start + local, x, weights)
+
+    def inward(self, local: int, mean: Tensor) -> Tensor:
+        """A block's average gradient, where its momenta live, in the coordinates of its norm.
+
+        Weights and roots are symmetric: going in is going out.
+        """
+        if self.inside is None or self.inside.bases is None:
+            return self.outward(local, mean)
+        return mean if self.outside is None else mean * self.outside[local]
+
+    def noise(self, local: int, grad: Tensor, mean: Tensor) -> Tensor:
+        """What a block's gradient has beside its average."""
+        if self.inside is not None and self.inside.bases is not None:
+            mean = self.inside.outward(self.chunk.start + local, mean, None)
+        return grad - mean
 
 
 class Chosen:
@@ -60,13 +112,9 @@ class Chosen:
     def join(self, entries: Entries, dtype: torch.dtype, device: torch.device) -> None:
         """Lay the blocks' choices side by side, and make the state views of that."""
         self._grid = torch.tensor(self._chooser.powers, dtype=dtype, device=device)
-        joined = []
-        for key in ("auto_curve", "auto_power"):
-            batch = torch.stack([entry[key + suffix] for entry, suffix in entries])
-            for (entry, suffix), view in zip(entries, batch.unbind(), strict=True):
-                entry[key + suffix] = view
-            joined.append(batch)
-        self._curves, self._powers = joined
+        curves, chosen = joined(entries, "auto_curve"), joined(entries, "auto_power")
+        assert curves is not None and chosen is not None  # made by `create_choice`
+        self._curves, self._powers = curves, chosen
         start = torch.where(self._powers.isnan(), self._grid[0].float(), self._powers)
         self._index = (self._grid - start.to(dtype)[:, None]).abs().argmin(1)
 
@@ -78,32 +126,64 @@ class Chosen:
             self._rows = torch.tensor(rows, dtype=weights.dtype, device=weights.device)
             weights.copy_(self._rows[self._index])
 
-    def choose(
-        self,
-        chunk: slice,
-        wide: Tensor,
-        grads: list[Tensor],
-        inside: Preconditioned | None,
-        outside: Tensor | None,
-        powers: Tensor,
-        weights: Tensor | None,
-    ) -> None:
-        """Choose the powers of a chunk from its momenta ``wide`` and its gradients.
+    def choose(self, seen: Seen, powers: Tensor, weights: Tensor | None) -> None:
+        """Choose the powers of a chunk.
 
-        ``outside`` are the weights of a preconditioner; ``powers`` and ``weights`` are those of the
-        whole bucket, written in place.
+        ``powers`` and ``weights`` are those of the whole bucket, written in place.
         """
-        dtype = torch.float64 if wide.dtype == torch.float64 else torch.float32
-        for local, block in enumerate(range(chunk.start, chunk.stop)):
-
-            def outward(x: Tensor, local: int = local, block: int = block) -> Tensor:
-                own = None if outside is None else outside[local]
-                return x if inside is None else inside.outward(block, x, own)
-
-            place = (self._curves[block], self._index[block])
-            x, grad = wide[local].to(dtype), grads[local].to(dtype)
-            self._chooser.choose(self.inputs[block], x, grad, outward, *place)
+        chunk = seen.chunk
+        for right in (True, False):
+            of_side = [
+                local
+                for local in range(chunk.stop - chunk.start)
+                if self.inputs[chunk.start + local].right == right
+            ]
+            for start in range(0, len(of_side), most := _at_once(seen.wide)):
+                self._choose(seen, of_side[start : start + most], right)
         self._powers[chunk] = self._grid[self._index[chunk]].to(self._powers.dtype)
         powers[chunk] = self._grid[self._index[chunk]]
         if weights is not None and self._rows is not None:
             weights[chunk] = self._rows[self._index[chunk]]
+
+    def _choose(self, seen: Seen, blocks: list[int], right: bool) -> None:
+        """Choose for some blocks of a chunk that have their inputs on the same side."""
+        dtype = torch.float64 if seen.wide.dtype == torch.float64 else torch.float32
+        if self._chooser.from_gradients:
+            means = [seen.momenta[i].to(dtype) * seen.averages[i].to(dtype) for i in blocks]
+            pairs = [*zip(blocks, means, strict=True)]
+            noise = [seen.noise(i, seen.grads[i].to(dtype), mean) for i, mean in pairs]
+            moments = noise_moments(_unit(torch.stack(noise)), right)
+            x = _unit(torch.stack([seen.inward(i, mean) for i, mean in pairs]))
+        else:
+            found = [(i, self._chooser.moment(self.inputs[seen.chunk.start + i])) for i in blocks]
+            known = [(i, moment) for i, moment in found if moment is not None]
+            if not known:
+                return
+            blocks = [i for i, _ in known]
+            moments = Moments([moment for _, moment in known], right)
+            x = torch.stack([seen.wide[i] for i in blocks]).to(dtype)
+
+        def outward(steps: Tensor) -> Tensor:
+            parts = zip(blocks, steps.unbind(), strict=True)
+            return torch.stack([seen.outward(i, part) for i, part in parts])
+
+        grads = torch.stack([seen.grads[i].to(dtype) for i in blocks])
+        places = [seen.chunk.start + i for i in blocks]
+        curves, index = [self._curves[i] for i in places], [self._index[i] for i in places]
+        past = torch.stack(curves), torch.stack(index)
+        new = self._chooser.choose(
+            x, grads, moments, None if seen.inside is None else outward, *past
+        )
+        torch._foreach_copy_(curves, list(new[0].to(curves[0].dtype).unbind()))
+        torch._foreach_copy_(index, list(new[1].unbind()))
+
+
+def _at_once(wide: Tensor) -> int:
+    """How many blocks' iterates are alive at once."""
+    return max(1, _MOST_ALIVE // (wide[0].numel() * wide.element_size() * (DEPTH + 1)))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Matrices of norm 1, or 0: what follows squares them."""
+    norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    return x / torch.where(norms > 0, norms, torch.ones_like(norms))

@@ -15,7 +15,8 @@ from schattor.adaptive.chooser import Chooser
 from schattor.blocks import block_views
 from schattor.directions import Directions, wide_direction
 from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source
-from schattor.optim._chosen import inputs_of
+from schattor.optim._chosen import Seen, inputs_of
+from schattor.optim._entries import suffixes
 from schattor.optim._graft import Grafted
 from schattor.optim._groups import (
     block_weight,
@@ -205,7 +206,7 @@ class Stepper:
         if momentum is not None:
             momenta = block_views(momentum, spec, like=param)
         source = Source(param, spec, [])
-        for index, (view, moment) in enumerate(zip(views, momenta, strict=True)):
+        for view, moment, suffix in zip(views, momenta, suffixes(len(views)), strict=True):
             key = BucketKey(
                 group_index,
                 min(view.shape),
@@ -216,9 +217,10 @@ class Stepper:
                 param.device,
             )
             bucket = buckets.setdefault(key, Bucket(self._who, key, group, self.chooser))
-            label = name if len(views) == 1 else f"{name}[{index}]"
-            own = (entry, "" if len(views) == 1 else f".{index}")
-            place = bucket.add(label, view, moment, spec, block_weight(group, name), own)
+            label = name + (f"[{suffix[1:]}]" if suffix else "")
+            place = bucket.add(
+                label, view, moment, spec, block_weight(group, name), (entry, suffix)
+            )
             source.places.append(place)
         if bucket.chosen is not None:
             turned = [place.tall for place in source.places]
@@ -282,8 +284,10 @@ class Stepper:
     ) -> None:
         """Choose p of a chunk's blocks, where it is chosen from data and this step records."""
         if bucket.chosen is not None and self.chooser is not None and self.chooser.due:
-            numbers = (bucket.powers, bucket.chain_weights)
-            bucket.chosen.choose(chunk, wide, grads, bucket.inside, outside, *numbers)
+            means = (bucket.key.group_index, bucket.momentum, bucket.taken[chunk])
+            kept = (bucket.momenta[chunk], self.chooser.averages(*means))
+            seen = Seen(chunk, wide, grads, *kept, bucket.inside, outside)
+            bucket.chosen.choose(seen, bucket.powers, bucket.chain_weights)
             self.chooser.remember(bucket.names[chunk], bucket.powers[chunk])
 
     def _wide(self, bucket: Bucket, shape: tuple[int, int, int]) -> Tensor:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
 
 from schattor.adaptive.auto import AutoP
 from schattor.adaptive.chooser import Chooser
+from schattor.adaptive.own import Widths
 from schattor.optim._checkpoint import Checkpointed
+from schattor.optim._chosen import widths_of
+from schattor.optim._groups import name_of
 from schattor.optim._settings import Group
+from schattor.optim._state import keeps_momentum
 from schattor.theory import exponents
 
 __all__ = ["Watching"]
@@ -25,34 +33,155 @@ class Watching(Checkpointed):
 
         A constructor that is given the module does it itself. Layers are found by their weights:
         ``nn.Linear``, HuggingFace's ``Conv1D``, convolutions; a weight whose layer is none of these
-        keeps the p that it begins with. Hooks are on a forward pass only where its step records.
+        keeps the p that it begins with, unless its inputs are handed to :meth:`observe`. Hooks are
+        on a forward pass only where its step records.
 
-        Raises ValueError where no group has ``p="auto"`` or no layer can be watched.
+        Raises ValueError where no group has ``p="auto"``, no layer can be watched, ``blocks`` have
+        a layer's inputs on its other side, or statistics are those of gradients.
         """
         if self._auto is None:
             raise ValueError(f'{self._who}.watch: a group must have p="auto", got none')
-        params = [param for group in self._auto_groups() for param in group["params"]]
-        self._chooser = Chooser(self._auto, model, params)
-        if not any(self._chooser.covers(param) for param in params):
+        if self._auto.statistics == "gradients":
+            raise ValueError(
+                f'{self._who}.watch: statistics of AutoP must be None or "inputs", got "gradients"'
+            )
+        self._gather(self._auto, model)
+
+    def observe(self, param: nn.Parameter, inputs: Tensor, *, block: int | None = None) -> None:
+        """Add what a parameter multiplied to the statistics of this step's choice of p.
+
+        For parameters whose layers are not watched, and optimizers that were given no module (with
+        ``p=AutoP(statistics="inputs")``). Call it between two steps as often as there are inputs;
+        samples add up, also to those of a layer that is watched. Where :attr:`recording` is False
+        nothing is added.
+
+        Args:
+            param: one with ``p="auto"``.
+            inputs: samples ``[..., n]`` of a floating dtype; those that are not finite are left
+                out. n counts the columns of a weight ``[out, in]``; the rows of one ``[in, out]``
+                (``"out": 1`` in ``blocks``, a ``Conv1D``); of a convolution the columns of
+                ``weight.flatten(1)``, as ``torch.nn.functional.unfold`` has them.
+            block: index of the one block that multiplied them, where a parameter has several
+                (:mod:`schattor.blocks`; the index in its name in :meth:`p_history`), such as an
+                expert; n is then the number of this block's inputs. None: all blocks did, by the
+                inputs that are theirs.
+
+        Raises ValueError or TypeError for a parameter, a width, a dtype or a block that is none of
+        these, or with statistics of gradients.
+
+        >>> import torch
+        >>> from schattor import AutoP, Schattor
+        >>> w = nn.Parameter(torch.randn(4, 3))
+        >>> optimizer = Schattor([w], p=AutoP(statistics="inputs", warmup=0))
+        >>> x = torch.randn(10, 3)
+        >>> (x @ w.T).square().sum().backward()
+        >>> if optimizer.recording:
+        ...     optimizer.observe(w, x)
+        >>> optimizer.step()
+        >>> len(optimizer.p_history())
+        1
+        """
+        chooser, who = self._choosing(), f"{self._who}.observe"
+        if chooser is None:
+            raise ValueError(f'{who}: a group must have p="auto", got none')
+        if chooser.from_gradients:
+            raise ValueError(f'{who}: statistics of AutoP must be "inputs", got "gradients"')
+        chooser.observe(who, param, inputs, block)
+
+    @property
+    def recording(self) -> bool:
+        """Whether the next step chooses p."""
+        chooser = self._choosing()
+        return chooser is not None and chooser.due
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its statistics too are gathered where it has ``p="auto"``."""
+        by_gradients = self._auto is not None and self._auto.statistics == "gradients"
+        if by_gradients and _is_auto(param_group):
+            self._refuse_without_momentum([param_group])
+        super().add_param_group(param_group)
+        if self._chooser is not None and self._auto is not None:
+            self._gather(self._auto, None if by_gradients else self._chooser.model)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict; recordings go on from its steps."""
+        super().load_state_dict(state_dict)
+        if self._chooser is not None:
+            self._chooser.start(self._most_taken())
+
+    def _gather(self, auto: AutoP, model: nn.Module | None) -> None:
+        """Gather statistics from now on: those of a model, or without one as settings say."""
+        if model is None:
+            auto = replace(auto, statistics=auto.statistics or "gradients")
+        else:  # kept when the optimizer is copied: it is not to go on with gradients then
+            auto = self._auto = replace(auto, statistics="inputs")
+        if auto.statistics == "gradients":
+            self._refuse_without_momentum(group for _, group in self._auto_groups())
+        widths = [
+            widths_of(param, name_of(index, group, place), group.get("blocks"))
+            for index, group in self._auto_groups()
+            for place, param in enumerate(group["params"])
+            if param.numel()
+        ]
+        chooser = Chooser(auto, widths, model)
+        if model is not None:
+            self._refuse_layers(chooser, widths)
+        history = [] if self._chooser is None else self._chooser.history
+        chooser.history, self._chooser, self._stepper.chooser = history, chooser, None
+        chooser.start(self._most_taken())
+        self._stepper.forget()
+
+    def _refuse_layers(self, chooser: Chooser, widths: list[Widths]) -> None:
+        covered = [each for each in widths if chooser.covers(each.param)]
+        if not covered:
             raise ValueError(
                 f'{self._who}.watch: model must have a layer whose weight has p="auto", got none'
             )
-        self._stepper.forget()
+        for each in covered:
+            if chooser.is_turned(each.param) != each.turned:
+                kind = "another layer" if each.turned else "a Conv1D"
+                raise ValueError(
+                    f'{self._who}.watch: blocks of {each.name} must hold "out": 1 for a Conv1D and'
+                    f" for no other layer, got out={int(each.turned)} for {kind}"
+                )
 
-    def _auto_groups(self) -> list[Group]:
-        return [g for g in self.param_groups if g["rule"] == "matrix" and g["p"] == "auto"]
+    def _choosing(self) -> Chooser | None:
+        """What chooses p, where anything does; None where a model is still to be watched."""
+        if self._chooser is None and self._auto is not None and self._auto_groups():
+            self._gather(self._auto, None)
+        return self._chooser
+
+    def _auto_groups(self) -> list[tuple[int, Group]]:
+        return [(i, group) for i, group in enumerate(self.param_groups) if _is_auto(group)]
+
+    def _refuse_without_momentum(self, groups: Iterable[Group]) -> None:
+        """Raise ValueError where gradients' noise is asked for, and nothing averages gradients."""
+        for group in groups:
+            if not keeps_momentum(group):
+                raise ValueError(
+                    f'{self._who}: momentum must be above 0 with p="auto" and statistics of'
+                    " gradients, whose noise is what differs from their average, got 0"
+                )
 
     def _prepare_choice(self) -> None:
-        """Where p is chosen from data: which step of the recordings this is."""
+        """Where p is chosen from data: what this step needs for it."""
         groups = self._auto_groups()
-        if groups and self._chooser is None:
+        chooser = self._stepper.chooser = self._choosing() if groups else None
+        if groups and chooser is None:
             raise ValueError(
-                f'{self._who}: p="auto" needs the model whose inputs it watches:'
-                " Schattor(model, ...), or watch(model) before the first step"
+                f'{self._who}: p must be "auto" from the constructor or add_param_group on, got it'
+                " where neither was told"
             )
-        self._stepper.chooser = self._chooser if groups else None
-        if groups and self._chooser is not None:
-            self._chooser.start(max(self._steps_taken(group) for group in groups))
+        if chooser is None or not chooser.due:
+            return
+        if chooser.from_gradients:
+            self._refuse_without_momentum(group for _, group in groups)
+        elif not chooser.was_fed:
+            raise ValueError(
+                f'{self._who}: p="auto" with statistics="inputs" needs the model whose inputs it'
+                " watches, Schattor(model, ...) or watch(model), or inputs by observe(param, x)"
+            )
+        chooser.sums = frozenset(i for i, group in groups if group["momentum_form"] != "ema")
 
     def p_history(self) -> dict[str, list[tuple[int, float]]]:
         """p of every block as it was chosen: ``(steps taken, p)`` of each recording, by name.
@@ -67,6 +196,13 @@ class Watching(Checkpointed):
                 found.setdefault(name, []).append((taken, value))
         return found
 
+    def _most_taken(self) -> int:
+        return max((self._steps_taken(group) for _, group in self._auto_groups()), default=0)
+
     def _steps_taken(self, group: Group) -> int:
         states = (self.state.get(param, {}) for param in group["params"])
         return max((int(state["step"]) for state in states if "step" in state), default=0)
+
+
+def _is_auto(group: Group) -> bool:
+    return bool(group["rule"] == "matrix" and group["p"] == "auto")

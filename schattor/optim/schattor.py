@@ -80,7 +80,8 @@ class Schattor(Watching):
         lr: learning rate >= 0; the unit of every length below. A tensor of one element stays on
             its device, so that a captured graph follows it.
         p: Schatten index in [1, inf]; a function of the number of steps taken that gives one; or
-            ``"auto"`` (`AutoP` for its settings): chosen from data, for each block its own.
+            ``"auto"`` (`AutoP` for its settings): chosen from data, for each block its own; from
+            the inputs of a module's layers, or without a module from the noise of gradients.
         power: ``1/(p-1)`` itself, in [-0.3, inf], or a function of the number of steps taken that
             gives it; below 0 lies beyond Muon. Neither: p = inf.
         oracle: ``"ball"`` (a step of given length) or ``"regularized"`` (as long as the dual norm
@@ -235,7 +236,8 @@ class Schattor(Watching):
         super().__init__(to_groups(self._who, params, **self._fixed), defaults)
         check_together(self._who, self.param_groups)
         refuse_unmatched_weights(self._who, self.param_groups)
-        if self._auto is not None and model is not None:
+        wanted = self._auto is not None and self._auto.statistics != "gradients"
+        if wanted and model is not None:
             self.watch(model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -247,7 +249,8 @@ class Schattor(Watching):
         for part in self._split({**self._fixed, **param_group}):
             group = resolve(self.defaults, part)
             if isinstance(group["p"], AutoP) or group["p"] == "auto":
-                self._auto = group["p"] if isinstance(group["p"], AutoP) else AutoP()
+                given = isinstance(group["p"], AutoP)
+                self._auto = group["p"] if given else self._auto or AutoP()
                 group["p"] = "auto"
             schedules = {dial: group[dial] for dial in ("p", "power") if callable(group[dial])}
             group.update({dial: float(schedule(0)) for dial, schedule in schedules.items()})

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from schattor.adaptive import chooser
 from schattor.adaptive.auto import AutoP
+from schattor.adaptive.statistics import InputMoments
 from schattor.optim import Schattor
 from schattor.theory import criteria as exact
 from schattor.theory import exponents
@@ -117,6 +119,7 @@ def test_a_chosen_p_steps_as_the_same_p_given() -> None:
         assert torch.allclose(params[name], dict(twin.named_parameters())[name], atol=1e-12)
 
 
+@pytest.mark.parametrize("cut_at", [5, 6])  # the sixth step records
 @pytest.mark.parametrize(
     "settings",
     [
@@ -130,20 +133,20 @@ def test_a_chosen_p_steps_as_the_same_p_given() -> None:
     ],
     ids=str,
 )
-def test_a_resumed_run_is_bit_exact(settings: dict[str, Any]) -> None:
+def test_a_resumed_run_is_bit_exact(settings: dict[str, Any], cut_at: int) -> None:
     whole, cut = model(), model()
     auto = AutoP(warmup=2, interval=3)
     optimizers = [Schattor(net, lr=1e-2, p=auto, **settings) for net in (whole, cut)]
     train(whole, optimizers[0], 10)
-    train(cut, optimizers[1], 6)
+    train(cut, optimizers[1], cut_at)
     resumed = model(seed=5)
     resumed.load_state_dict(cut.state_dict())
     again = Schattor(resumed, lr=1e-2, p=auto, **settings)
     again.load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
-    train(resumed, again, 4, first=6)
+    train(resumed, again, 10 - cut_at, first=cut_at)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert [t for t, _ in again.p_history()["0.weight"]] == [8]
+    assert [t for t, _ in again.p_history()["0.weight"]] == [5, 8][cut_at - 5 :]
 
 
 def test_preconditioned_choices_use_the_steps_that_are_taken() -> None:
@@ -235,6 +238,27 @@ def test_smoothing_and_hysteresis_hold_p_back() -> None:
     assert way(AutoP(warmup=1, interval=1, smoothing=0.0, hysteresis=100.0)) == 0
 
 
+def test_one_recording_of_low_rank_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The averaged curve is that of J relative to its largest value, by hand."""
+    w = nn.Parameter(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)))
+    auto = AutoP(warmup=0, interval=1, smoothing=0.5, statistics="inputs")
+    optimizer = Schattor([w], lr=1e-3, p=auto)
+    grid = torch.linspace(0, 1, 65, dtype=torch.float64)
+    usual, extreme = -((grid - 0.25) ** 2), -1e3 * (1 - grid)  # logarithms, up to a constant
+    past, found = None, []
+    for step, logarithm in enumerate([usual, extreme, usual, usual, usual]):
+        shown = (logarithm + step).expand(1, -1)
+        monkeypatch.setattr(chooser, "curve", lambda *_, shown=shown: shown)
+        optimizer.observe(w, torch.randn(16, 8))
+        w.grad = torch.randn(6, 8)
+        optimizer.step()
+        now = (logarithm - logarithm.max()).exp()
+        past = now if past is None else 0.5 * past + 0.5 * now
+        torch.testing.assert_close(optimizer.state[w]["auto_curve"].double(), past)
+        found.append(float(optimizer.state[w]["auto_power"]))
+    assert found[1] == 1.0 and found[-1] == pytest.approx(0.25, abs=0.02)
+
+
 def test_hooks_are_there_on_recording_steps_alone() -> None:
     net = model()
     optimizer = Schattor(net, p=AutoP(warmup=2, interval=3))
@@ -243,6 +267,43 @@ def test_hooks_are_there_on_recording_steps_alone() -> None:
         hooks.append(any(module._forward_pre_hooks for module in net.modules()))
         train(net, optimizer, 1, first=step)
     assert hooks == [False, False, True, False, False, True, False]
+
+
+def test_an_optimizer_that_watches_again_leaves_no_hooks() -> None:
+    net = model()
+    optimizer = Schattor(net, p=AutoP(warmup=0, interval=2))
+    optimizer.watch(net)
+    optimizer.add_param_group(
+        {"params": [("late", nn.Parameter(torch.ones(3, 4)))], "rule": "matrix"}
+    )
+    hooks = [len(net[i]._forward_pre_hooks) for i in (0, 2)]
+    train(net, optimizer, 1)
+    assert hooks == [1, 1] and not any(module._forward_pre_hooks for module in net)
+
+
+def test_layers_that_read_the_same_share_one_moment() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(6, 4, bias=False) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.a(x) + self.b(x)
+            x.mul_(2)  # the same tensor, but not the same inputs
+            return first + self.c(x)
+
+    net = Net()
+    moments = InputMoments(net, net.parameters())
+    moments.record(True)
+    x = torch.randn(5, 6)
+    net(x)
+    a, b, c = (moments.gram(layer.weight) for layer in (net.a, net.b, net.c))
+    assert a is not None and b is not None and c is not None
+    assert a.total is b.total and torch.allclose(c.total, 4 * a.total)
+    net(x)
+    d, e = moments.gram(net.a.weight), moments.gram(net.b.weight)
+    assert d is not None and e is not None
+    assert torch.allclose(d.total, 5 * a.total) and torch.equal(d.total, e.total)
 
 
 def test_groups_of_fixed_p_beside_chosen_ones() -> None:
@@ -261,10 +322,10 @@ def test_groups_of_fixed_p_beside_chosen_ones() -> None:
 # What is refused.
 
 
-def test_without_a_model_the_first_step_says_what_to_do() -> None:
+def test_without_a_model_or_inputs_a_recording_says_what_to_do() -> None:
     param = nn.Parameter(torch.ones(3, 3))
     param.grad = torch.ones(3, 3)
-    optimizer = Schattor([param], p="auto")
+    optimizer = Schattor([param], p=AutoP(statistics="inputs", warmup=0))
     with pytest.raises(ValueError, match=r"needs the model whose inputs it watches"):
         optimizer.step()
     assert torch.equal(param.detach(), torch.ones(3, 3))
@@ -307,6 +368,7 @@ def test_settings_that_need_p_on_the_host_are_refused(
         ({"lowest_power": -0.3}, "lowest_power must be in [-0.2, 0]"),
         ({"lowest_power": -0.1, "bounds": (2, 8)}, "lowest_power below 0 needs bounds up to inf"),
         ({"tokens": 0}, "tokens must be None or >= 1"),
+        ({"statistics": "noise"}, 'statistics must be None, "inputs" or "gradients", got'),
     ],
     ids=str,
 )

@@ -528,7 +528,7 @@ def test_copies_of_a_model_have_their_own_sums() -> None:
 
 
 def rank_model() -> nn.ModuleList:
-    return nn.ModuleList(nn.Linear(6, 4) for _ in range(3))
+    return nn.ModuleList(nn.Linear(6, 4) for _ in range(4))
 
 
 def rank_inputs(rank: int) -> Tensor:
@@ -546,12 +546,17 @@ def run_rank(rank: int, folder: str) -> None:
     model = rank_model()
     moments = InputMoments(model, model.parameters())
     moments.record(True)
-    model[0](rank_inputs(rank))
+    x = rank_inputs(rank)
+    model[0](x)
+    model[3](x)  # the same tensor: one sum for both
     if rank == 1:
         model[1](rank_inputs(rank))
     moments.record(False)
     moments.reduce()
-    torch.save([moments.moment(layer.weight) for layer in model], f"{folder}/rank{rank}")
+    found = [moments.moment(layer.weight) for layer in model]
+    sums = [moments.gram(layer.weight) for layer in model]
+    numbers = [None if each is None else int(each.number) for each in sums]
+    torch.save((found, numbers), f"{folder}/rank{rank}")
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads now and then abort a process that takes them down
 
@@ -561,11 +566,13 @@ def test_ranks_have_the_same_moments(tmp_path: Path) -> None:
 
     found = [torch.load(tmp_path / f"rank{rank}") for rank in range(2)]
 
-    for both, one, none in found:
+    for (both, one, none, same), numbers in found:
+        assert numbers == [13, 8, None, 13]
         assert close(both, truth(rank_inputs(0), rank_inputs(1)))
+        assert torch.equal(both, same)
         assert close(one, truth(rank_inputs(1)))
         assert none is None
-    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][0][0], found[1][0][0])
 
 
 def test_reducing_alone_changes_nothing() -> None:

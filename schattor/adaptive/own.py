@@ -1,0 +1,92 @@
+"""Second moments of inputs that a user hands over, of layers that no hook knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from schattor.adaptive.sums import Gram, Sum, gram_of, in_order, reduce_all
+
+__all__ = ["OwnMoments", "Widths"]
+
+
+class Widths(NamedTuple):
+    """How many inputs a parameter multiplies, whole and by blocks."""
+
+    param: nn.Parameter
+    name: str
+    whole: int
+    blocks: tuple[int, ...]  # of each, where it is split into several
+    turned: bool  # whether inputs run along the rows
+
+
+class OwnMoments:
+    """The sums of ``x x'`` over samples that were handed over, by parameter and by block."""
+
+    def __init__(self, params: Sequence[Widths], tokens: int | None) -> None:
+        """``params`` in an order that is the same on every rank."""
+        self._widths = {id(each.param): each for each in params}
+        self._sums: dict[tuple[int, int | None], Sum] = {}
+        for each in params:
+            self._sums[id(each.param), None] = Sum(each.param, each.whole)
+            for index, width in enumerate(each.blocks):
+                self._sums[id(each.param), index] = Sum(each.param, width)
+        self._tokens = tokens
+
+    def check(self, who: str, param: Any, inputs: Any, block: Any) -> None:
+        """Raise TypeError or ValueError for what `add` cannot take."""
+        widths = self._widths.get(id(param))
+        if widths is None:
+            raise ValueError(f'{who}: param must be one with p="auto", got {_words(param)}')
+        count = len(widths.blocks)
+        if block is not None and (type(block) is not int or not 0 <= block < count):
+            words = f"None or an int in [0, {count})" if count else "None for a single block"
+            raise ValueError(f"{who}: block of {widths.name} must be {words}, got {block!r}")
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise TypeError(
+                f"{who}: inputs of {widths.name} must be a tensor of floats, got {_words(inputs)}"
+            )
+        size = self._sums[id(param), block].size
+        dense = inputs.layout is torch.strided and not inputs.is_nested
+        if not dense or not inputs.ndim or inputs.shape[-1] != size:
+            raise ValueError(
+                f"{who}: inputs of {widths.name} must be dense [..., {size}], got {_words(inputs)}"
+            )
+
+    def add(self, param: Tensor, inputs: Tensor, block: int | None) -> None:
+        """Add samples ``[..., n]`` that were checked."""
+        if inputs.numel():
+            found, x = self._sums[id(param), block], inputs.detach().unsqueeze(0)
+            found.add(gram_of(x, inputs.ndim, found.size, found.dtype, self._tokens))
+
+    def whole(self, param: Tensor) -> Gram | None:
+        """The sum for all blocks of a parameter, features ordered as in ``block_views``."""
+        found = self._sums[id(param), None]
+        return None if found.gram is None else in_order(found)
+
+    def of_block(self, param: Tensor, block: int) -> Gram | None:
+        """The sum for one block alone."""
+        found = self._sums.get((id(param), block))
+        if found is None or found.gram is None:
+            return None
+        return Gram(*(part.to(param.device) for part in found.gram))
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        for each in self._sums.values():
+            each.clear()
+
+    def reduce(self) -> None:
+        """Sum over ranks; all must call it."""
+        reduce_all([*self._sums.values()])
+
+
+def _words(given: Any) -> str:
+    if not isinstance(given, Tensor):
+        return type(given).__name__
+    layout = "nested" if given.is_nested else str(given.layout).removeprefix("torch.")
+    shape = "" if given.is_nested else f" {tuple(given.shape)}"
+    return f"a {layout} tensor{shape} of {given.dtype}"
