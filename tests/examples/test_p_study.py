@@ -1,0 +1,94 @@
+"""The study of p: adapters, the texts, and a tiny whole study of every task."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+for package in ("transformers", "accelerate", "rich", "matplotlib", "sklearn"):
+    pytest.importorskip(package)
+visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import p_study as study  # noqa: E402
+import studies  # noqa: E402
+
+if visible is None:  # the study hides GPUs, other tests want them
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+else:
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_adapters_begin_as_the_layer_and_alone_are_trained() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4)
+    adapted, x = study.Lora(layer), torch.randn(3, 6)
+    assert torch.equal(adapted(x), layer(x))
+    nn.init.ones_(adapted.lora_B.weight)
+    lora = adapted.lora_B.weight @ adapted.lora_A.weight
+    truth = x @ (layer.weight + study.ALPHA / study.RANK * lora).mT + layer.bias
+    torch.testing.assert_close(adapted(x), truth)
+
+    model = study.with_adapters(study.make_vit(0))
+    moving = {name.rpartition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert moving and all(name.endswith(("lora_A", "lora_B")) for name in moving)
+
+
+def test_every_variant_makes_its_optimizer() -> None:
+    for name in study.VARIANTS:
+        model = study.make_vit(0)
+        optimizer = study.make_optimizer(study.Run(name, 1e-3, 0), model, study.VIT)
+        model(torch.randn(2, 1, 8, 8)).logits.sum().backward()
+        optimizer.step()
+    groups = study.make_optimizer(study.Run("falling", 1e-3, 0), model, study.VIT).param_groups
+    assert groups[0]["power"] == 0.25
+
+
+def test_a_study_of_all_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("adamw", "muon", "falling", "auto")
+    monkeypatch.setattr(study, "LABELS", {name: study.LABELS[name] for name in names})
+    monkeypatch.setattr(studies, "ROUNDS", 1)
+    monkeypatch.setattr(studies, "WIDEST", 2)
+    monkeypatch.setattr(study, "PRETRAINING", 3)
+    short = {"steps": 4, "warmup": 1, "evaluate_every": 2, "rates": (1e-3, 1e-2)}
+    for task in ("VIT", "GPT", "LORA"):
+        monkeypatch.setattr(study, task, dataclasses.replace(getattr(study, task), **short))
+    paths = {"json": tmp_path / "study.json", "plot": tmp_path / "study.png"}
+    command = ["--out", str(tmp_path / "out")]
+    for option, path in paths.items():
+        command += [f"--{option}", str(path)]
+    study.main(command)
+
+    document = json.loads(paths["json"].read_text())
+    for task in ("vit", "gpt", "lora"):
+        rows = document["tables"][task]
+        assert {row["name"] for row in rows} == set(names)
+        runs = document["runs"][task]
+        for row in rows:
+            assert row["seeds"] == [1, 2, 3]
+            own = [run for run in runs if run["optimizer"] == row["name"]]
+            assert len(own) == 2 + 3  # two rates, three fresh seeds
+        # Other optimizers, other weights: after the first steps no two agree.
+        assert len({run["losses"][-1] for run in runs if run["seed"] == 1}) == len(names)
+        # The same weights before the first: whoever moves them begins alike.
+        assert len({run["losses"][0] for run in runs if run["seed"] == 1}) == 1
+    assert "| power 0.25 to -0.25 |" in capsys.readouterr().out
+    assert paths["plot"].read_bytes().startswith(b"\x89PNG")
