@@ -375,3 +375,22 @@ def test_settings_that_need_p_on_the_host_are_refused(
 def test_settings_of_the_search_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         AutoP(**settings)
+
+
+@pytest.mark.parametrize("preconditioner", [None, "adam"])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_p_pinned_at_a_bound_is_that_p(p: float, preconditioner: str | None) -> None:
+    """SGD's direction, Muon, Adam, MuAdam: to the bit where both take the chain."""
+    weights = []
+    for given in (AutoP(warmup=1, interval=2, bounds=(p, p)), p):
+        net = model()
+        settings: dict[str, Any] = {} if p == 2 else {"method": "chain"}
+        optimizer = Schattor(net, lr=1e-2, p=given, preconditioner=preconditioner, **settings)
+        train(net, optimizer, 8)
+        weights.append([param.detach().clone() for param in net.parameters()])
+    chosen, fixed = weights
+    for a, b in zip(chosen, fixed, strict=True):
+        if p == 2:  # fixed, the momentum itself is the direction
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        else:
+            assert torch.equal(a, b)
