@@ -163,3 +163,20 @@ def test_the_invariance_is_not_one_of_the_problem(invariance: ModuleType) -> Non
     (sania,) = invariance.compare(invariance.regression, [("", "muadam_sania", 2e-3, {})])
     assert max(sania.deviations) > 1e-2
     assert len(pair.given) == invariance.STEPS + 1 and pair.given[-1] < pair.given[0]
+
+
+def test_p_from_gradients_is_compared_with_p_from_inputs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = load("auto_statistics")
+    monkeypatch.setattr(example, "EPOCHS", 2)
+    monkeypatch.setattr(example, "SEEDS", 2)
+    monkeypatch.setattr(example, "MODELS", {"multilayer perceptron": example.make_mlp})
+    example.main()
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line.endswith("%")]
+    lost = {row[2]: float(row[-2].rstrip("%")) for row in rows if row[2] != "p"}
+    assert 0 <= lost["inputs"] < lost["gradients"] < 15
+    assert printed.count("p = inf") == printed.count("p = 2") == 2
