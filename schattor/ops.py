@@ -185,8 +185,9 @@ def gather_weighted(
     """`gather_momentum` of ``w M``; moments and ``squares`` are read.
 
     With ``squares``, ``v = beta v + (1 - beta) g^2`` (``v + g^2`` where beta is 1) and ``weights``
-    get ``w = ((v / correction)^root + eps)^-exponent``, 0 where ``v`` is 0; ``root`` is 1 or 0.5.
-    Without, ``weights`` are read. They are float32, float64 where any list or ``wide`` is.
+    get ``w = ((v / correction)^root + eps)^-exponent``, 0 where ``v`` is 0; ``root`` is 1 or 0.5,
+    and ``corrections``, ``eps`` and ``exponent`` are ``[batch]``. Without, ``weights`` are read.
+    They are float32, float64 where any list or ``wide`` is.
     """
     _ops.gather_weighted(
         grads,

@@ -56,8 +56,9 @@ def gather_weighted(
 
     ``M`` is that of `gather_momentum`. With second moments ``squares``, the weights are written:
     ``v = beta v + (1 - beta) g^2`` (``v + g^2`` where beta is 1) and
-    ``w = ((v / correction)^root + eps)^-exponent``, 0 where ``v`` is 0; ``root`` is 1 or 0.5.
-    Where ``squares`` is empty they are read. Where an entry of ``w M`` or ``v`` is not finite,
+    ``w = ((v / correction)^root + eps)^-exponent``, 0 where ``v`` is 0; ``root`` is 1 or 0.5, and
+    ``corrections``, ``eps`` and ``exponent`` are ``[batch]``. Where ``squares`` is empty they are
+    read. Where an entry of ``w M`` or ``v`` is not finite,
     ``finite`` is False and ``wide`` and ``norms`` are 0.
     """
     if not grads:
@@ -70,7 +71,8 @@ def gather_weighted(
     if squares:
         v = _averaged(squares, grad, beta)
         corrected = (v / _per_matrix(corrections, v)).pow(root) + _per_matrix(eps, v)
-        weights.copy_(torch.where(v > 0, corrected.pow(-exponent.to(dtype)), torch.zeros_like(v)))
+        weighed = corrected.pow(-_per_matrix(exponent, v))
+        weights.copy_(torch.where(v > 0, weighed, torch.zeros_like(v)))
         sound &= v.isfinite()
     applied = applied * weights.to(dtype)
     _normalise(applied, sound & applied.isfinite(), size, wide, norms, finite)

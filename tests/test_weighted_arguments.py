@@ -15,8 +15,9 @@ def cases() -> dict[str, tuple[object, tuple[object, ...]]]:
     numbers, finite = torch.full((2,), 0.5, dtype=F64), torch.ones(2, dtype=torch.bool)
     weights, wide = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
     params = [torch.randn(4, 6) for _ in range(2)]
-    beta, momentum, exponent = number(0.98), number(0.9), number(0.25)
-    means = (momentum, True, True, beta, numbers, numbers.clone(), 0.5, exponent, 1.0)
+    beta, momentum = number(0.98), number(0.9)
+    each = (numbers, numbers.clone(), 0.5, torch.tensor([0.25, 0.5], dtype=F64))
+    means = (momentum, True, True, beta, *each, 1.0)
     library = torch.ops.schattor
     return {
         "gather_weighted": (
@@ -61,7 +62,8 @@ def test_every_operator_is_checked() -> None:
         ("gather_weighted", 7, torch.zeros(2), "corrections must be float64, got Float"),
         ("gather_weighted", 8, torch.zeros(3, dtype=F64), r"eps must have shape \(2,\)"),
         ("gather_weighted", 9, 0.25, "root must be 1 or 0.5, got 0.25"),
-        ("gather_weighted", 10, torch.zeros(()), "exponent must be float64"),
+        ("gather_weighted", 10, torch.zeros(2), "exponent must be float64"),
+        ("gather_weighted", 10, number(0.5), r"exponent must have shape \(2,\), got \(\)"),
         ("gather_weighted", 11, 3.0, "size must be a power of two, got 3"),
         ("gather_weighted", 12, torch.zeros(2, 6, 4), r"weights must have shape \(2, 4, 6\)"),
         ("gather_weighted", 12, torch.zeros(2, 6, 4).mT, "weights must be contiguous"),

@@ -52,7 +52,7 @@ def test_weights_follow_their_numbers(
     dtype: torch.dtype, beta: float, exponent: float, root: float, cpu_level: str
 ) -> None:
     lists = random_lists(2, 9, 33, dtype, dtype)._replace(
-        beta=beta, exponent=exponent, root=root, eps=1e-8
+        beta=beta, exponents=(exponent,), root=root, eps=1e-8
     )
     truth = formula(lists)
 
@@ -62,6 +62,31 @@ def test_weights_follow_their_numbers(
         rtol = 100 * ROUNDING[dtype]
         torch.testing.assert_close(result.weights.double(), truth.weights, rtol=rtol, atol=0)
         torch.testing.assert_close(result.wide.double(), truth.wide, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("root", [0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize(("rows", "cols"), [(9, 33), (70, 130)])
+def test_every_matrix_has_its_own_exponent(
+    rows: int, cols: int, dtype: torch.dtype, root: float, cpu_level: str
+) -> None:
+    exponents = (0.5, 0.0, 0.125, 0.25, 0.3)
+    lists = random_lists(5, rows, cols, dtype, dtype)._replace(exponents=exponents, root=root)
+    lists = lists._replace(corrections=(0.7,))
+    truth = formula(lists)
+
+    for function in (ops.gather_weighted, portable_weighted.gather_weighted):
+        together = gathered(function, lists, dtype)
+        rtol = 100 * ROUNDING[dtype]
+        torch.testing.assert_close(together.weights.double(), truth.weights, rtol=rtol, atol=0)
+        torch.testing.assert_close(together.wide.double(), truth.wide, rtol=rtol, atol=rtol)
+        for i, exponent in enumerate(exponents):
+            matrix = [[x[i]] for x in lists[:3]]
+            alone = gathered(
+                function, Weighing(*matrix, *lists[3:])._replace(exponents=(exponent,)), dtype
+            )
+            for one, several in zip(alone, together, strict=True):
+                torch.testing.assert_close(one[0], several[i], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("square", test_ops.DTYPES)
@@ -117,7 +142,8 @@ def test_a_moment_of_zero_weighs_nothing(function: Callable[..., None]) -> None:
         for values in (lists.grads, lists.squares):
             values[0].zero_()
             values[1][1, 2] = 0
-        result = gathered(function, lists._replace(eps=0.0, exponent=exponent), torch.float32)
+        lists = lists._replace(eps=0.0, exponents=(exponent,))
+        result = gathered(function, lists, torch.float32)
         assert result.finite.all() and result.norms[0] == 0 and result.norms[1] > 0
         assert not result.weights[0].any() and not result.wide[0].any()
         assert result.weights[1, 1, 2] == 0 and result.wide[1, 1, 2] == 0
@@ -141,7 +167,8 @@ def test_what_is_not_finite_changes_nothing(
     place: int, bad: float, exponent: float, cpu_level: str
 ) -> None:
     for module in (ops, portable_weighted):
-        lists = random_lists(3, 9, 20, torch.float32, torch.float32)._replace(exponent=exponent)
+        lists = random_lists(3, 9, 20, torch.float32, torch.float32)
+        lists = lists._replace(exponents=(exponent,))
         clean = gathered(module.gather_weighted, lists, torch.float32)
         lists[place][1][8, 19] = bad
         result = gathered(module.gather_weighted, lists, torch.float32)
@@ -173,9 +200,9 @@ def test_a_weight_may_leave_the_range() -> None:
         [torch.full((1, 2), 1e-30)], [], [torch.full((1, 2), 1e-42)], beta=1.0, corrections=(1.0,)
     )
     for function in (ops.gather_weighted, portable_weighted.gather_weighted):
-        within = lists._replace(root=1.0, exponent=0.5, eps=0.0)
+        within = lists._replace(root=1.0, exponents=(0.5,), eps=0.0)
         assert gathered(function, within, torch.float32).finite.item()
-        beyond = lists._replace(root=1.0, exponent=1.0, eps=0.0)
+        beyond = lists._replace(root=1.0, exponents=(1.0,), eps=0.0)
         assert not gathered(function, beyond, torch.float32).finite.item()
 
 
@@ -328,7 +355,7 @@ def test_empty_lists_and_sizes() -> None:
             none,
             none,
             0.5,
-            number(0.5),
+            none,
             1.0,
             nothing,
             nothing.clone(),

@@ -15,6 +15,11 @@ def number(value: float) -> Tensor:
     return torch.tensor(value, dtype=F64)
 
 
+def in_turn(values: tuple[float, ...], batch: int) -> Tensor:
+    """Numbers that the matrices of a batch take in turn."""
+    return torch.tensor([values[i % len(values)] for i in range(batch)], dtype=F64)
+
+
 def same(values: list[Tensor], transposed: bool) -> list[Tensor]:
     """The same matrices, each in memory of its own that lies one way or the other."""
     return [x.t().contiguous().t() if transposed else x.contiguous() for x in values]
@@ -30,7 +35,7 @@ class Weighing(NamedTuple):
     corrections: tuple[float, ...] = (0.3, 0.7)
     eps: float = 1e-3
     root: float = 0.5
-    exponent: float = 0.5
+    exponents: tuple[float, ...] = (0.5,)
 
     def dtype(self, wide: torch.dtype) -> torch.dtype:
         """What weights are held in."""
@@ -62,7 +67,6 @@ def gathered(
         torch.full(shape[:1], 7.0, dtype=F64),
         torch.empty(shape[0], dtype=torch.bool),
     )
-    corrections = [lists.corrections[i % len(lists.corrections)] for i in range(shape[0])]
     function(
         lists.grads,
         lists.momenta,
@@ -71,10 +75,10 @@ def gathered(
         True,
         True,
         number(lists.beta),
-        torch.tensor(corrections, dtype=F64),
+        in_turn(lists.corrections, shape[0]),
         torch.full(shape[:1], lists.eps, dtype=F64),
         lists.root,
-        number(lists.exponent),
+        in_turn(lists.exponents, shape[0]),
         size,
         *out,
     )
@@ -90,9 +94,9 @@ def formula(lists: Weighing, weights: Tensor | None = None, size: float = 1.0) -
     if lists.squares:
         v = lists.beta * torch.stack([s.double() for s in lists.squares])
         v += (1.0 if lists.beta == 1 else 1 - lists.beta) * grad**2
-        corrections = [lists.corrections[i % len(lists.corrections)] for i in range(len(grad))]
-        corrected = v / torch.tensor(corrections, dtype=F64)[:, None, None]
-        weights = (corrected**lists.root + lists.eps) ** -lists.exponent
+        corrected = v / in_turn(lists.corrections, len(grad))[:, None, None]
+        exponents = in_turn(lists.exponents, len(grad))[:, None, None]
+        weights = (corrected**lists.root + lists.eps) ** -exponents
         weights = torch.where(v > 0, weights, 0.0)
     assert weights is not None
     weighted = weights.double() * applied

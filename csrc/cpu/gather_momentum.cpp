@@ -112,7 +112,7 @@ class Gather {
     const int64_t count = tile.rows * tile.cols;
     const SecondMoments& second = args_.second;
     const Weighting<T> weighting{static_cast<T>(1 / second.corrections[i]),
-                                 static_cast<T>(second.eps[i]), second.exponent,
+                                 static_cast<T>(second.eps[i]), second.exponent[i],
                                  second.square_root};
     const Matrix squares = matrix(second.squares[i], second.dtype, transposed(i));
     T* v = tiles.buffer(2);

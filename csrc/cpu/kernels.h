@@ -50,7 +50,7 @@ struct SecondMoments {
   const double* corrections;  // (batch)
   const double* eps;          // (batch)
   bool square_root;           // root is 0.5, else 1
-  double exponent;
+  const double* exponent;     // (batch)
   // (batch, rows, cols), or null: no weights. In double where the gradients, a moment or the wide
   // batch are float64, else in float.
   void* weights;

@@ -187,7 +187,7 @@ class AdaptiveMatrix : public WeightedMatrix<T> {
   DEV void weigh(Entries<T>& entries) const {
     const T correction = static_cast<T>(p_.corrections[this->index_]);
     const T eps = static_cast<T>(p_.eps[this->index_]);
-    const T exponent = static_cast<T>(-*p_.exponent);
+    const T exponent = static_cast<T>(-p_.exponent[this->index_]);
     T* const places = this->turning_ + threadIdx.x;
 #pragma unroll
     for (int k = 0; k < kUnit; ++k) places[k * kThreads] = entries.x[k];

@@ -169,8 +169,8 @@ void fill(const GatherArgs& args, int64_t first, int count, double* partials, Ad
   fill(args, first, count, partials, static_cast<WeightedParams&>(p));
   const SecondMoments& second = args.second;
   p.square_dtype = second.dtype, p.square_root = second.square_root;
-  p.beta = second.beta, p.exponent = second.exponent;
-  p.corrections = second.corrections + first, p.eps = second.eps + first;
+  p.beta = second.beta, p.corrections = second.corrections + first;
+  p.eps = second.eps + first, p.exponent = second.exponent + first;
   std::copy(second.squares + first, second.squares + first + count, p.squares);
 }
 

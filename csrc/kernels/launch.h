@@ -50,7 +50,7 @@ struct SecondMoments {
   const double* corrections;  // (batch)
   const double* eps;          // (batch)
   bool square_root;           // root is 0.5, else 1
-  const double* exponent;
+  const double* exponent;     // (batch)
   // (batch, rows, cols) of float64 if any list or the wide batch is, else of float32: written,
   // unless squares is null. Null: no weights.
   void* weights;

@@ -43,7 +43,7 @@ class Operators : Arguments<Key> {
     check.numbers("corrections", corrections, {batch});
     check.numbers("eps", eps, {batch});
     check.require(root == 1 || root == 0.5, "root must be 1 or 0.5, got ", root);
-    check.numbers("exponent", exponent, {});
+    check.numbers("exponent", exponent, {batch});
     check.shape("weights", weights, {batch, rows, cols});
     check.contiguous("weights", weights);
     const bool in_double = is_double(grads) || is_double(momenta) || is_double(squares) ||
@@ -69,7 +69,7 @@ class Operators : Arguments<Key> {
     second.corrections = numbers_of(corrections);
     second.eps = numbers_of(eps);
     second.square_root = root == 0.5;
-    second.exponent = Key::number(exponent);
+    second.exponent = numbers_of(exponent);
     second.weights = weights.data_ptr();
     gathering.run(second);
   }

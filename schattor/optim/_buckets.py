@@ -225,8 +225,11 @@ class Bucket:
         if self.plan.route == "chain":
             row = planning.chain_weights(power, self.plan)
             self.chain_weights = self._rewritten(self.chain_weights, [row] * len(self.params))
+        if self.inside is not None:
+            exponents = [self.inside.spec.exponent_at(power)] * len(self.params)
+            self.inside.exponents = self._rewritten(self.inside.exponents, exponents)
         if self.chosen is not None:
-            self.chosen.follow(self.plan, self.powers, self.chain_weights)
+            self.chosen.follow(self.plan, self.powers, self.chain_weights, self.inside)
         if old is None or (old.dtype, old.gram) != (self.plan.dtype, self.plan.gram):
             self.chunks = self._chunks(group["workspace_mb"] * _MIB)
 

@@ -106,7 +106,7 @@ class Chosen:
         """Empty: fill ``inputs``, then ``join``."""
         self.inputs: list[Inputs] = []
         self._chooser = chooser
-        self._curves = self._powers = self._grid = self._index = torch.empty(0)
+        self._curves = self._powers = self._grid = self._index = self._exponents = torch.empty(0)
         self._rows: Tensor | None = None
 
     def join(self, entries: Entries, dtype: torch.dtype, device: torch.device) -> None:
@@ -118,18 +118,30 @@ class Chosen:
         start = torch.where(self._powers.isnan(), self._grid[0].float(), self._powers)
         self._index = (self._grid - start.to(dtype)[:, None]).abs().argmin(1)
 
-    def follow(self, plan: Plan, powers: Tensor, weights: Tensor | None) -> None:
-        """Write the powers, and the chain's weights of a plan, where steps read them."""
+    def follow(
+        self,
+        plan: Plan,
+        powers: Tensor,
+        weights: Tensor | None,
+        inside: Preconditioned | None,
+    ) -> None:
+        """Write the powers, the chain's weights of a plan and exponents where steps read them."""
         powers.copy_(self._grid[self._index])
         if weights is not None:
             rows = [planning.chain_weights(power, plan) for power in self._chooser.powers]
             self._rows = torch.tensor(rows, dtype=weights.dtype, device=weights.device)
             weights.copy_(self._rows[self._index])
+        if inside is not None:
+            exponents = [inside.spec.exponent_at(power) for power in self._chooser.powers]
+            self._exponents = torch.tensor(exponents, dtype=powers.dtype, device=powers.device)
+            inside.exponents.copy_(self._exponents[self._index])
 
     def choose(self, seen: Seen, powers: Tensor, weights: Tensor | None) -> None:
         """Choose the powers of a chunk.
 
-        ``powers`` and ``weights`` are those of the whole bucket, written in place.
+        ``powers`` and ``weights`` are those of the whole bucket, written in place. This step keeps
+        the weights of a preconditioner that it was gathered with, and J is of the step with them;
+        their exponents belong to the new powers from the next step on.
         """
         chunk = seen.chunk
         for right in (True, False):
@@ -144,6 +156,8 @@ class Chosen:
         powers[chunk] = self._grid[self._index[chunk]]
         if weights is not None and self._rows is not None:
             weights[chunk] = self._rows[self._index[chunk]]
+        if seen.inside is not None:
+            seen.inside.exponents[chunk] = self._exponents[self._index[chunk]]
 
     def _choose(self, seen: Seen, blocks: list[int], right: bool) -> None:
         """Choose for some blocks of a chunk that have their inputs on the same side."""

@@ -49,7 +49,7 @@ class Factored:
         rows = over(rows, rows.mean(1, keepdim=True)) / corrections.to(rows.dtype)[:, None]
         v = rows[:, :, None] * cols[:, None, :]
         corrected = v**root + eps.to(v.dtype)[:, None, None]
-        return torch.where(v > 0, corrected ** -exponent.to(v.dtype), 0.0)
+        return torch.where(v > 0, corrected ** -exponent.to(v.dtype)[:, None, None], 0.0)
 
     def learn(self, chunk: slice, met: Means, beta: Tensor, finite: Tensor) -> None:
         """Take the means of gradients that are finite into the averages."""

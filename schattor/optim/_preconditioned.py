@@ -101,7 +101,8 @@ class Preconditioned:
     """The coordinates and weights of one bucket.
 
     ``squares`` are views of second moments, one a block, as the bucket has them; what else a block
-    has lies in batches ``[batch, ...]``, of which the entries of the state are views.
+    has lies in batches ``[batch, ...]``, of which the entries of the state are views. ``exponents``
+    of the weights ``[batch]`` belong to the blocks' powers, and are written where those are.
     """
 
     def __init__(self, spec: Preconditioner, device: torch.device) -> None:
@@ -110,11 +111,12 @@ class Preconditioned:
         self.squares: list[Tensor] = []
         self.bases: Bases | None = None
         self.roots: Roots | None = None
-        numbers = torch.zeros(3, dtype=scalar_dtype(device), device=device)
-        self.beta, self._exponent, self._still = numbers.unbind()
+        numbers = torch.zeros(2, dtype=scalar_dtype(device), device=device)
+        self.beta, self._still = numbers.unbind()
+        self.exponents = numbers[:0]
         self._taken = numbers[:0]
         self._factored: Factored | None = None
-        self._followed: tuple[float, float] = (math.nan, math.nan)
+        self._followed = math.nan
         self._corrects = False
         self._power = math.nan
 
@@ -151,11 +153,10 @@ class Preconditioned:
 
     def follow(self, group: Group, power: float) -> None:
         """Take the group's numbers of this step."""
-        numbers = (float(group["betas"][1]), self.spec.exponent_at(power))
-        if numbers != self._followed:
-            self.beta.fill_(numbers[0])
-            self._exponent.fill_(numbers[1])
-            self._followed = numbers
+        beta = float(group["betas"][1])
+        if beta != self._followed:
+            self.beta.fill_(beta)
+            self._followed = beta
         self._power = power
         wanted = group["bias_correction"]
         self._corrects = self.spec.corrects if wanted is None else wanted
@@ -222,7 +223,7 @@ class Preconditioned:
                 corrections,
                 eps,
                 self.spec.root,
-                self._exponent,
+                self.exponents[chunk],
                 size,
                 weights,
                 wide,
@@ -334,7 +335,7 @@ class Preconditioned:
     ) -> Tensor:
         """Weights as a wide batch; where second moments are whole, only the memory for them."""
         if self._factored is not None and entered.means is not None:
-            numbers = (self.beta, corrections, eps, self.spec.root, self._exponent)
+            numbers = (self.beta, corrections, eps, self.spec.root, self.exponents[chunk])
             return self._factored.weights(chunk, entered.means, *numbers)
         if self.spec.weights == "moments":
             dtype = work_dtype(self.squares[0].dtype)

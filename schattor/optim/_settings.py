@@ -234,10 +234,9 @@ def _check_auto(who: str, group: Group) -> None:
         if group[key] not in allowed:
             words = " or ".join(repr(value) for value in allowed)
             raise ValueError(f'{who}: {key} must be {words} with p="auto", got {group[key]!r}')
-    if group["coupling"] == "block_diagonal" or group["preconditioner"] == "padam":
-        key = "coupling" if group["coupling"] == "block_diagonal" else "preconditioner"
+    if group["coupling"] == "block_diagonal":
         raise ValueError(
-            f'{who}: {key} must need no p of its own with p="auto", got {group[key]!r}'
+            f'{who}: coupling must need no p of its own with p="auto", got {group["coupling"]!r}'
         )
 
 

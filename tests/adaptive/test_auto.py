@@ -343,7 +343,6 @@ def test_without_a_model_or_inputs_a_recording_says_what_to_do() -> None:
         ({"norm": "entries"}, "norm must be 'schatten' with p=\"auto\""),
         ({"scale": "spectral"}, "scale must be None or 'unit' or 'rms'"),
         ({"coefficients": "jordan"}, "coefficients must be 'schattor' with p"),
-        ({"preconditioner": "padam"}, "preconditioner must need no p of its own"),
         ({"coupling": "block_diagonal"}, "coupling must need no p of its own"),
         ({"capturable": True}, "capturable must be False with p"),
     ],

@@ -21,7 +21,8 @@ struct Case {
   Layout layout = Layout::kContiguous;  // of gradients and moments
   Layout square_layout = Layout::kContiguous;
   bool has_momentum = true, has_squares = true;
-  double beta = 0.98, correction = 0.37, eps = 1e-3, exponent = 0.5;
+  double beta = 0.98, correction = 0.37, eps = 1e-3;
+  std::vector<double> exponents = {0.5, 0.3, 0.0};  // of the matrices in turn
   bool square_root = true;
 
   bool in_double() const {
@@ -32,6 +33,7 @@ struct Case {
   Dtype weights() const { return in_double() ? Dtype::kFloat64 : Dtype::kFloat32; }
   double correction_of(int64_t i) const { return correction * (i + 1); }
   double eps_of(int64_t i) const { return eps * (i + 1); }
+  double exponent_of(int64_t i) const { return exponents[i % exponents.size()]; }
   double unit() const { return in_double() ? 0x1p-53 : 0x1p-24; }
 };
 
@@ -64,10 +66,10 @@ struct State {
 
   void gather(const Case& c, int threads, int64_t first = 0, int64_t batch = -1) {
     if (batch < 0) batch = c.batch;
-    std::vector<double> corrections, eps;
+    std::vector<double> corrections, eps, exponents;
     for (int64_t i = first; i < first + batch; ++i) {
-      corrections.push_back(c.correction_of(i));
-      eps.push_back(c.eps_of(i));
+      corrections.push_back(c.correction_of(i)), eps.push_back(c.eps_of(i));
+      exponents.push_back(c.exponent_of(i));
     }
     GatherArgs args{};
     args.batch = batch, args.rows = c.rows, args.cols = c.cols;
@@ -79,7 +81,7 @@ struct State {
     args.second.squares = c.has_squares ? squares.views.data() + first : nullptr;
     args.second.dtype = c.square, args.second.beta = c.beta;
     args.second.corrections = corrections.data(), args.second.eps = eps.data();
-    args.second.square_root = c.square_root, args.second.exponent = c.exponent;
+    args.second.square_root = c.square_root, args.second.exponent = exponents.data();
     args.second.weights = weights.storage[0].data();
     gather_momentum(args, lists::on_threads(threads));
   }
@@ -98,7 +100,7 @@ long double weight(const Case& c, const State& s, int64_t i, int64_t r, int64_t 
   if (!c.has_squares) return s.weights.at(0, i * c.rows + r, col);
   const long double v = moment(c, s, i, r, col), corrected = v / c.correction_of(i);
   const long double base = (c.square_root ? std::sqrt(corrected) : corrected) + c.eps_of(i);
-  return v > 0 ? std::pow(base, -static_cast<long double>(c.exponent)) : 0;
+  return v > 0 ? std::pow(base, -static_cast<long double>(c.exponent_of(i))) : 0;
 }
 
 // One entry of w M: the weight, and the two shares of M = m + g.
@@ -227,7 +229,7 @@ void numbers() {
       for (const double exponent : {0.0, 0.125, 0.25, 0.3, 0.5, 1.0}) {
         for (const double eps : {0.0, 1e-8, 0.1}) {
           Case c{1, 5, 17, dtype, dtype, dtype, dtype};
-          c.square_root = square_root, c.exponent = exponent, c.eps = eps;
+          c.square_root = square_root, c.exponents = {exponent}, c.eps = eps;
           check_case(c, "numbers");
           c.beta = 1, c.correction = 1;
           check_case(c, "sums of squares");
@@ -256,7 +258,7 @@ void zero_moments() {
   for (const Dtype wide : lists::kDtypes) {
     for (const double exponent : {0.0, 0.3, 0.5}) {
       Case c{3, 5, 17};
-      c.wide = wide, c.exponent = exponent, c.eps = 0;
+      c.wide = wide, c.exponents = {exponent}, c.eps = 0;
       State before(c), after(c);
       for (State* s : {&before, &after}) {
         for (int64_t k = 0; k < 5 * 17; ++k) {
@@ -297,7 +299,7 @@ void not_finite() {
     for (const Dtype dtype : lists::kDtypes) {
       for (const double exponent : {0.0, 0.3, 0.5}) {
         Case c{3, 17, 33, dtype, dtype, dtype, dtype};
-        c.layout = layout, c.exponent = exponent;
+        c.layout = layout, c.exponents = {exponent};
         for (const double bad : {HUGE_VAL, -HUGE_VAL, std::nan("")}) {
           check_not_finite(c, &State::grads, bad, "gradient");
           check_not_finite(c, &State::momenta, bad, "moment");
@@ -321,7 +323,7 @@ void not_finite() {
   Case c{1, 1, 1};
   c.has_momentum = false, c.eps = 0, c.square_root = false, c.beta = 1, c.correction = 1;
   for (const double exponent : {0.5, 1.0}) {
-    c.exponent = exponent;
+    c.exponents = {exponent};
     State state(c);
     state.grads.set(0, 0, 0, 1e-30);
     state.squares.set(0, 0, 0, 1e-42);

@@ -17,6 +17,7 @@ from test_weighted_ops import (
     test_average_grams_is_as_exact_as_its_twin,
     test_dtypes_mix,
     test_empty_lists_and_sizes,
+    test_every_matrix_has_its_own_exponent,
     test_gather_weighted_matches_its_twin_and_its_formula,
     test_results_do_not_depend_on_threads_or_batch,
     test_scatter_moments_matches_its_formula,
@@ -38,6 +39,7 @@ __all__ = [
     "test_bad_arguments_are_named",
     "test_dtypes_mix",
     "test_empty_lists_and_sizes",
+    "test_every_matrix_has_its_own_exponent",
     "test_gather_weighted_matches_its_twin_and_its_formula",
     "test_opcheck",
     "test_results_do_not_depend_on_threads_or_batch",
@@ -80,6 +82,7 @@ def test_weights_cost_no_launch(rows: int, cols: int, expected: int) -> None:
 def test_many_matrices_in_one_call() -> None:
     """More views than one launch may carry as parameters."""
     lists = random_lists(300, 3, 4, torch.float32, torch.float32)
+    lists = lists._replace(exponents=(0.5, 0.0, 0.3))
     truth = formula(lists)
 
     out = gathered(ops.gather_weighted, lists, torch.float32)

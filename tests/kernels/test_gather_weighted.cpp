@@ -101,11 +101,23 @@ void numbers() {
         for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64}) {
           Case c{2, 3, 16};
           c.grad = c.square = c.momentum = c.wide = dtype;
-          c.square_root = square_root, c.exponent = exponent, c.beta = beta;
+          c.square_root = square_root, c.exponents = {exponent}, c.beta = beta;
           c.eps = exponent == 0.5 ? 0 : 1e-8, c.nesterov = exponent < 1;
           check_case(c, "numbers");
         }
       }
+    }
+  }
+}
+
+// In one and in two launches each.
+void exponents() {
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64}) {
+    for (const bool small : {true, false}) {
+      Case c{small ? 6 : 3, small ? 3 : 65, small ? 16 : 66};
+      c.grad = c.square = c.momentum = c.wide = dtype;
+      c.square_root = false, c.exponents = {0.5, 0.0, 0.125, 0.25, 0.3};
+      check_case(c, "each its exponent");
     }
   }
 }
@@ -115,7 +127,7 @@ void zero_moments(int64_t rows, int64_t cols) {
   for (const double exponent : {0.0, 0.5, 1.0}) {
     if (!lists::its_turn()) continue;
     Case c{3, rows, cols};
-    c.eps = 0, c.exponent = exponent;
+    c.eps = 0, c.exponents = {exponent};
     Lists all(c);
     for (int64_t k = 0; k < c.count(); ++k) {
       all.grads.set(1, k / cols, k % cols, 0);
@@ -171,7 +183,7 @@ void not_finite(int64_t rows, int64_t cols) {
   }
   if (!lists::its_turn()) return;
   Case c{3, rows, cols};
-  c.square_root = false, c.eps = 0, c.exponent = 1;
+  c.square_root = false, c.eps = 0, c.exponents = {1};
   Lists all(c);
   all.grads.set(1, 0, 0, 0), all.squares.set(1, 0, 0, 1e-38), all.momenta.set(1, 0, 0, 100);
   const Gathered out = gather(c, all, Weights::kMade);
@@ -207,7 +219,8 @@ void read_weights() {
 
 // More matrices than a launch has room for, in one and in two launches each.
 void long_lists(int64_t batch, int64_t rows, int64_t cols) {
-  const Case c{batch, rows, cols};
+  Case c{batch, rows, cols};
+  c.exponents = {0.5, 0.0, 0.3};
   Lists all(c);
   const Gathered out = gather(c, all, Weights::kMade);
   for (int64_t i = 0; i < batch; ++i) check_matrix(c, all, out, i, "long list");
@@ -232,6 +245,7 @@ void body() {
   layouts();
   dtypes();
   numbers();
+  exponents();
   zero_moments(9, 16);
   zero_moments(65, 66);
   not_finite(9, 16);

@@ -21,7 +21,8 @@ struct Case {
   Dtype grad = Dtype::kFloat32, momentum = grad, square = grad, wide = grad;
   Layout grad_layout{}, momentum_layout{}, square_layout{};
   bool has_momentum = true, nesterov = true;
-  double beta = 0.99, eps = 1e-4, exponent = 0.5, correction = 0.7;
+  double beta = 0.99, eps = 1e-4, correction = 0.7;
+  std::vector<double> exponents = {0.5};  // of the matrices in turn
   bool square_root = true;
   double size = 2;
 
@@ -69,6 +70,7 @@ struct Gathered {
 
 inline double correction_of(const Case& c, int64_t i) { return c.correction / (1 + i); }
 inline double eps_of(const Case& c, int64_t i) { return c.eps * (1 + i); }
+inline double exponent_of(const Case& c, int64_t i) { return c.exponents[i % c.exponents.size()]; }
 
 enum class Weights { kNone, kRead, kMade };
 
@@ -79,12 +81,13 @@ inline Gathered gather(const Case& c, Lists& all, Weights weights, const Bytes& 
   Buffer<unsigned char> wide(batch * c.count() * lists::size_of(c.wide), "wide");
   Buffer<unsigned char> made(batch * c.count() * lists::size_of(c.weights()), "weights");
   if (!given.empty()) made.write(given);
-  std::vector<double> corrections, eps;
+  std::vector<double> corrections, eps, exponents;
   for (int64_t i = first; i < first + batch; ++i) {
     corrections.push_back(correction_of(c, i)), eps.push_back(eps_of(c, i));
+    exponents.push_back(exponent_of(c, i));
   }
   Buffer<double> norms(batch, "norms"), corrections_on(corrections, "corrections");
-  Buffer<double> eps_on(eps, "eps"), exponent(std::vector<double>{c.exponent});
+  Buffer<double> eps_on(eps, "eps"), exponents_on(exponents, "exponents");
   Buffer<double> momentum(std::vector<double>{kMomentum}), beta(std::vector<double>{c.beta});
 #ifdef __CUDACC__
   Buffer<uint8_t> finite(batch);
@@ -102,8 +105,8 @@ inline Gathered gather(const Case& c, Lists& all, Weights weights, const Bytes& 
   args.size = c.size;
   args.wide = wide.data(), args.norms = norms.data(), args.finite = flags;
   const View* squares = weights == Weights::kMade ? all.squares.upload() + first : nullptr;
-  args.second = {squares,       c.square,      beta.data(),     corrections_on.data(),
-                 eps_on.data(), c.square_root, exponent.data(), made.data()};
+  args.second = {squares,       c.square,      beta.data(),         corrections_on.data(),
+                 eps_on.data(), c.square_root, exponents_on.data(), made.data()};
   if (weights == Weights::kNone) args.second = {};
   Buffer<double> workspace(gather_momentum_workspace(args) / sizeof(double), "workspace");
   const cudaError_t error = gather_momentum(args, workspace.data(), nullptr);
@@ -135,9 +138,10 @@ inline Weight weight_of(const Case& c, double v, int64_t i) {
   if (v == 0) return {0, 0};
   const long double corrected = v / static_cast<long double>(correction_of(c, i));
   const long double base = (c.square_root ? std::sqrt(corrected) : corrected) + eps_of(c, i);
-  const long double value = std::pow(base, -static_cast<long double>(c.exponent));
-  const double power = c.exponent * std::fabs(static_cast<double>(std::log(base)));
-  return {value, value * c.unit() * (10 + 4 * c.exponent + power)};
+  const double exponent = exponent_of(c, i);
+  const long double value = std::pow(base, -static_cast<long double>(exponent));
+  const double power = exponent * std::fabs(static_cast<double>(std::log(base)));
+  return {value, value * c.unit() * (10 + 4 * exponent + power)};
 }
 
 // M, and the sum of its parts' sizes.
