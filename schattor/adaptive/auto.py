@@ -11,7 +11,7 @@ from schattor.theory import chains, exponents
 
 __all__ = ["AutoP"]
 
-Statistics = Literal["inputs", "gradients"]
+Statistics = Literal["inputs", "kfac", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class AutoP:
     ``optimizer.observe`` is given (``"inputs"``), or ``Axx = N'N`` of the noise ``N = G - mean G``
     of its gradient, the mean by momentum (``"gradients"``): a gradient is a sum of ``e x'``, so
     that the two are proportional on average where residuals e and inputs x are independent.
+    ``"kfac"`` counts what lies behind a layer too: the criterion is ``<G, D>^2 / (2 <D Axx, B D>)``
+    with ``B = mean e e'`` of the gradients e at its outputs, the curvature of K-FAC
+    (arXiv 1503.05671), where ``"inputs"`` takes a layer's outputs for the network's, ``B = I``.
 
     Args:
         criterion: ``"tightness"`` (the fall of the loss on fixed features, by an exact line
@@ -37,8 +40,8 @@ class AutoP:
         bounds: least and largest p, from [2, inf].
         lowest_power: the end of the search beyond p = inf, in [-0.2, 0].
         tokens: inputs per call that are looked at, evenly spaced; None: all.
-        statistics: ``"inputs"`` or ``"gradients"``. None: inputs of a model that the optimizer is
-            given or watches, gradients without one.
+        statistics: ``"inputs"``, ``"kfac"`` (for the criterion tightness) or ``"gradients"``. None:
+            inputs of a model that the optimizer is given or watches, gradients without one.
 
     Raises ValueError for what is not in these ranges.
     Source: From SGD to Muon (arXiv 2605.19781); its code records at step 10, then every 100.
@@ -86,7 +89,13 @@ class AutoP:
             raise ValueError(f"AutoP: tokens must be None or >= 1, got {self.tokens}")
         if self.statistics not in (None, *get_args(Statistics)):
             raise ValueError(
-                f'AutoP: statistics must be None, "inputs" or "gradients", got {self.statistics!r}'
+                'AutoP: statistics must be None, "inputs", "kfac" or "gradients",'
+                f" got {self.statistics!r}"
+            )
+        if self.statistics == "kfac" and self.criterion != "tightness":
+            raise ValueError(
+                f'AutoP: criterion must be "tightness" with statistics="kfac",'
+                f" got {self.criterion!r}"
             )
 
     @property

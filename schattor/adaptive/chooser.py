@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from schattor.adaptive.auto import AutoP
 from schattor.adaptive.criteria import Factors, Forms, curve, factors, iterates, powers_of_grid
+from schattor.adaptive.layers import LayerMoments
 from schattor.adaptive.own import OwnMoments, Widths
-from schattor.adaptive.statistics import InputMoments
+from schattor.adaptive.statistics import InputMoments, OutputMoments
 from schattor.adaptive.sums import Gram, mean_of
 
 __all__ = ["Chooser", "Inputs", "Moments", "forms_of", "noise_moments"]
@@ -27,6 +28,7 @@ class Inputs(NamedTuple):
     block: int  # its place among the parameter's
     chosen: Tensor | None  # indices of the layer's inputs; None: all
     right: bool  # along the columns of the wide matrix
+    outputs: Tensor | None = None  # indices of the layer's outputs; None: all
 
 
 class Moments(NamedTuple):
@@ -35,24 +37,29 @@ class Moments(NamedTuple):
     found: Sequence[Tensor]  # [n, n] Axx; or, as roots, [rows, cols] N of Axx = N'N
     right: bool  # n = cols
     roots: bool = False  # only to the right
+    behind: Tensor | None = None  # [batch, m, m] B on the other side; None: I. Not beside roots
 
     def curves(self, steps: Tensor) -> Tensor:
-        """``<D_k Axx, D_l>`` of ``D_k`` ``[batch, K+1, rows, cols]``."""
+        """``<D_k Axx, B D_l>`` of ``D_k`` ``[batch, K+1, rows, cols]``."""
         found = self._stacked(steps)
         if not self.right:
-            return _inner(torch.matmul(found[:, None], steps), steps)
+            other = steps if self.behind is None else _times(steps, self.behind)
+            return _inner(torch.matmul(found[:, None], steps), other)
         weighed = _times(steps, found.mT)
-        return _inner(weighed, weighed if self.roots else steps)
+        other = steps if self.behind is None else torch.matmul(self.behind[:, None], steps)
+        return _inner(weighed, weighed if self.roots else other)
 
     def curves_of(self, chain: Factors) -> Tensor:
         """The same of ``D_k = P_k X_0``, by matrices of the shorter side."""
         found = self._stacked(chain.first)
         if not self.right:
-            weighed = torch.matmul(found[:, None], _times(chain.found, chain.gram))
+            between = chain.gram if self.behind is None else _between(chain.first, self.behind)
+            weighed = torch.matmul(found[:, None], _times(chain.found, between))
             return _inner(weighed, chain.found)
         weighed = torch.bmm(chain.first, found.mT)
         between = torch.bmm(weighed, (weighed if self.roots else chain.first).mT)
-        return _inner(_times(chain.found, between), chain.found)
+        behind = chain.found if self.behind is None else self.behind[:, None] @ chain.found
+        return _inner(_times(chain.found, between), behind)
 
     def _stacked(self, like: Tensor) -> Tensor:
         return torch.stack([*self.found]).to(like.dtype)
@@ -116,6 +123,11 @@ def forms_of(
     )
 
 
+def _between(x: Tensor, moment: Tensor) -> Tensor:
+    """``X B X'``."""
+    return torch.bmm(torch.bmm(x, moment), x.mT)
+
+
 def _times(matrices: Tensor, by: Tensor) -> Tensor:
     """``[batch, count, rows, cols]`` times ``[batch, cols, n]`` from the right."""
     batch, count, _, cols = matrices.shape
@@ -141,10 +153,12 @@ class Chooser:
         """Whether this step chooses."""
         self.was_fed = model is not None
         self._own = OwnMoments(params, auto.tokens)
-        self._hooked = (
-            None
-            if model is None
-            else InputMoments(model, [each.param for each in params], tokens=auto.tokens)
+        watched = [each.param for each in params]
+        self._hooked = None if model is None else InputMoments(model, watched, tokens=auto.tokens)
+        self._behind = (
+            OutputMoments(model, watched, tokens=auto.tokens)
+            if model is not None and self.from_both_sides
+            else None
         )
         self._means: dict[Any, tuple[tuple[Gram, ...], Tensor]] = {}
         self._taken: int | None = None
@@ -153,6 +167,11 @@ class Chooser:
     def from_gradients(self) -> bool:
         """Whether the gradients' noise takes the place of inputs."""
         return self.auto.statistics == "gradients"
+
+    @property
+    def from_both_sides(self) -> bool:
+        """Whether gradients of outputs stand beside inputs."""
+        return self.auto.statistics == "kfac"
 
     def start(self, taken: int) -> None:
         """Steps that were taken before; recordings begin, or go on from there."""
@@ -170,9 +189,12 @@ class Chooser:
         self.due = self.auto.is_due(self._taken)
         self._own.clear()
         self._means.clear()
-        if self._hooked is not None:
-            self._hooked.clear()
-            self._hooked.record(self.due)
+        for each in self._all_hooked():
+            each.clear()
+            each.record(self.due)
+
+    def _all_hooked(self) -> list[LayerMoments]:
+        return [each for each in (self._hooked, self._behind) if each is not None]
 
     def covers(self, param: nn.Parameter) -> bool:
         """Whether the inputs of the parameter's layer can be watched."""
@@ -194,8 +216,8 @@ class Chooser:
         if self.from_gradients:
             return
         self._own.reduce()
-        if self._hooked is not None:
-            self._hooked.reduce()
+        for each in self._all_hooked():
+            each.reduce()
 
     def moment(self, inputs: Inputs) -> Tensor | None:
         """``[n, n]`` of what a block multiplies; the same tensor for all that saw the same."""
@@ -211,6 +233,15 @@ class Chooser:
         if key not in self._means:  # kept with the sums, so that no other takes their place
             self._means[key] = tuple(grams), mean_of(grams)
         return self._means[key][1]
+
+    def moment_behind(self, inputs: Inputs) -> Tensor | None:
+        """``[m, m]`` of the gradients at a block's outputs."""
+        gram = None if self._behind is None else self._behind.gram(inputs.param)
+        if gram is None:
+            return None
+        if inputs.outputs is not None:
+            gram = Gram(gram.total[inputs.outputs][:, inputs.outputs], gram.number)
+        return mean_of([gram])
 
     def averages(self, group_index: int, momentum: Tensor, taken: Tensor) -> Tensor:
         """Factors ``[batch]`` that make averages of the gradients so far of momentum buffers."""

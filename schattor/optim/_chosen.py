@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,17 +39,22 @@ def inputs_of(param: Any, spec: BlockSpec | None, tall: list[bool]) -> list[Inpu
     """Which inputs each block of a parameter multiplies; ``tall`` blocks enter transposed."""
     spec = spec or {}
     out = spec.get("out", 0) == 1
-    chosen: list[Tensor | None] = [None] * len(tall)
-    if "most" in spec or ("rows" if out else "cols") in spec:
-        places = torch.arange(_inputs(param, spec), device=param.device)
-        inner = param.shape[spec.get("batch", 0) :]
-        shape = (-1, *[1] * (len(inner) - 1)) if out else (1, *inner[1:])
-        views = block_views(places.view(shape).expand(param.shape), spec)
-        chosen = [view[:, 0] if out else view[0] for view in views]
+    inputs, outputs = (_places(param, spec, rows, len(tall)) for rows in (out, not out))
     return [
-        Inputs(param, index, indices, right=is_tall if out else not is_tall)
-        for index, (indices, is_tall) in enumerate(zip(chosen, tall, strict=True))
+        Inputs(param, index, inputs[index], is_tall if out else not is_tall, outputs[index])
+        for index, is_tall in enumerate(tall)
     ]
+
+
+def _places(param: Any, spec: BlockSpec, along_rows: bool, count: int) -> Sequence[Tensor | None]:
+    """Which rows or columns of the parameter's matrix each block holds; None: all of them."""
+    if "most" not in spec and ("rows" if along_rows else "cols") not in spec:
+        return [None] * count
+    inner = param.shape[spec.get("batch", 0) :]
+    shape = (-1, *[1] * (len(inner) - 1)) if along_rows else (1, *inner[1:])
+    numbers = torch.arange(_side(param, spec, along_rows), device=param.device)
+    places = numbers.view(shape).expand(param.shape)
+    return [view[:, 0] if along_rows else view[0] for view in block_views(places, spec)]
 
 
 def widths_of(param: Any, name: str, spec: BlockSpec | None) -> Widths:
@@ -56,13 +62,14 @@ def widths_of(param: Any, name: str, spec: BlockSpec | None) -> Widths:
     blocks = [fans(shape, spec)[1] for shape in block_shapes(param.shape, spec)]
     own = tuple(blocks) if len(blocks) > 1 else ()
     spec = spec or {}
-    return Widths(param, name, _inputs(param, spec), own, spec.get("out", 0) == 1)
+    out = spec.get("out", 0) == 1
+    return Widths(param, name, _side(param, spec, along_rows=out), own, out)
 
 
-def _inputs(param: Any, spec: BlockSpec) -> int:
-    """How many inputs the matrices of a parameter multiply: their columns, or rows under "out"."""
+def _side(param: Any, spec: BlockSpec, along_rows: bool) -> int:
+    """How many rows or columns the matrices of a parameter have before they split."""
     inner = param.shape[spec.get("batch", 0) :]
-    return int(inner[0] if spec.get("out", 0) == 1 else inner[1:].numel())
+    return int(inner[0] if along_rows else inner[1:].numel())
 
 
 class Seen(NamedTuple):
@@ -169,12 +176,16 @@ class Chosen:
             moments = noise_moments(_unit(torch.stack(noise)), right)
             x = _unit(torch.stack([seen.inward(i, mean) for i, mean in pairs]))
         else:
-            found = [(i, self._chooser.moment(self.inputs[seen.chunk.start + i])) for i in blocks]
-            known = [(i, moment) for i, moment in found if moment is not None]
+            known = self._known(seen, blocks)
             if not known:
                 return
-            blocks = [i for i, _ in known]
-            moments = Moments([moment for _, moment in known], right)
+            blocks = [i for i, _, _ in known]
+            behind = [moment for _, _, moment in known if moment is not None]
+            moments = Moments(
+                [moment for _, moment, _ in known],
+                right,
+                behind=torch.stack(behind).to(dtype) if behind else None,
+            )
             x = torch.stack([seen.wide[i] for i in blocks]).to(dtype)
 
         def outward(steps: Tensor) -> Tensor:
@@ -190,6 +201,16 @@ class Chosen:
         )
         torch._foreach_copy_(curves, list(new[0].to(curves[0].dtype).unbind()))
         torch._foreach_copy_(index, list(new[1].unbind()))
+
+    def _known(self, seen: Seen, blocks: list[int]) -> list[tuple[int, Tensor, Tensor | None]]:
+        """Blocks whose moments are known, with those; of outputs where they are asked for."""
+        chooser, found = self._chooser, []
+        for i in blocks:
+            inputs = self.inputs[seen.chunk.start + i]
+            moment, behind = chooser.moment(inputs), chooser.moment_behind(inputs)
+            if moment is not None and (behind is not None or not chooser.from_both_sides):
+                found.append((i, moment, behind))
+        return found
 
 
 def _at_once(wide: Tensor) -> int:

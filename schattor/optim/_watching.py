@@ -43,7 +43,8 @@ class Watching(Checkpointed):
             raise ValueError(f'{self._who}.watch: a group must have p="auto", got none')
         if self._auto.statistics == "gradients":
             raise ValueError(
-                f'{self._who}.watch: statistics of AutoP must be None or "inputs", got "gradients"'
+                f'{self._who}.watch: statistics of AutoP must be None, "inputs" or "kfac",'
+                ' got "gradients"'
             )
         self._gather(self._auto, model)
 
@@ -67,7 +68,7 @@ class Watching(Checkpointed):
                 inputs that are theirs.
 
         Raises ValueError or TypeError for a parameter, a width, a dtype or a block that is none of
-        these, or with statistics of gradients.
+        these, or with statistics other than those of inputs.
 
         >>> import torch
         >>> from schattor import AutoP, Schattor
@@ -84,8 +85,10 @@ class Watching(Checkpointed):
         chooser, who = self._choosing(), f"{self._who}.observe"
         if chooser is None:
             raise ValueError(f'{who}: a group must have p="auto", got none')
-        if chooser.from_gradients:
-            raise ValueError(f'{who}: statistics of AutoP must be "inputs", got "gradients"')
+        if chooser.auto.statistics != "inputs":
+            raise ValueError(
+                f'{who}: statistics of AutoP must be "inputs", got "{chooser.auto.statistics}"'
+            )
         chooser.observe(who, param, inputs, block)
 
     @property
@@ -114,7 +117,7 @@ class Watching(Checkpointed):
         if model is None:
             auto = replace(auto, statistics=auto.statistics or "gradients")
         else:  # kept when the optimizer is copied: it is not to go on with gradients then
-            auto = self._auto = replace(auto, statistics="inputs")
+            auto = self._auto = replace(auto, statistics=auto.statistics or "inputs")
         if auto.statistics == "gradients":
             self._refuse_without_momentum(group for _, group in self._auto_groups())
         widths = [
@@ -177,9 +180,10 @@ class Watching(Checkpointed):
         if chooser.from_gradients:
             self._refuse_without_momentum(group for _, group in groups)
         elif not chooser.was_fed:
+            other = "" if chooser.from_both_sides else ", or inputs by observe(param, x)"
             raise ValueError(
-                f'{self._who}: p="auto" with statistics="inputs" needs the model whose inputs it'
-                " watches, Schattor(model, ...) or watch(model), or inputs by observe(param, x)"
+                f'{self._who}: p="auto" with statistics="{chooser.auto.statistics}" needs the model'
+                f" whose inputs it watches, Schattor(model, ...) or watch(model){other}"
             )
         chooser.sums = frozenset(i for i, group in groups if group["momentum_form"] != "ema")
 

@@ -367,7 +367,7 @@ def test_settings_that_need_p_on_the_host_are_refused(
         ({"lowest_power": -0.3}, "lowest_power must be in [-0.2, 0]"),
         ({"lowest_power": -0.1, "bounds": (2, 8)}, "lowest_power below 0 needs bounds up to inf"),
         ({"tokens": 0}, "tokens must be None or >= 1"),
-        ({"statistics": "noise"}, 'statistics must be None, "inputs" or "gradients", got'),
+        ({"statistics": "noise"}, 'statistics must be None, "inputs", "kfac" or "gradients", got'),
     ],
     ids=str,
 )

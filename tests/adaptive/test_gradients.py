@@ -248,7 +248,7 @@ def test_a_module_with_statistics_of_gradients_has_no_hooks() -> None:
         assert not any(module._forward_pre_hooks for module in net)
         optimizer.step()
     assert sorted(optimizer.p_history()) == ["0.weight", "2.weight"]
-    with pytest.raises(ValueError, match='statistics of AutoP must be None or "inputs"'):
+    with pytest.raises(ValueError, match='statistics of AutoP must be None, "inputs" or "kfac"'):
         optimizer.watch(net)
 
 

@@ -1,0 +1,193 @@
+"""The layers that weights belong to, and hooks on them that are there only to record."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from schattor.adaptive.sums import Gram, Sum, mean_of, reduce_all
+from schattor.routing.layouts import is_conv1d
+
+__all__ = ["CONVOLUTIONS", "LayerMoments", "Layers"]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Layers:
+    """The layers of one weight, and the sum over what is seen at them."""
+
+    def __init__(self, param: nn.Parameter, modules: list[nn.Module], size: int) -> None:
+        """``size`` numbers make one sample."""
+        self.turned = is_conv1d(modules[0])
+        self.sum = Sum(param, size)
+        self.modules = modules
+
+    def attach(self, module: nn.Module) -> RemovableHandle:
+        """Put the hook on one of the layers."""
+        raise NotImplementedError
+
+    def gram(self) -> Gram:
+        """The sum, on the parameter's device, in the order of its matrix."""
+        raise NotImplementedError
+
+
+class LayerMoments:
+    """Second moments of what is seen at the layers whose weights are given.
+
+    Layers are ``nn.Linear``, HuggingFace's ``Conv1D`` and ``nn.Conv1d/2d/3d`` of one group, and
+    classes derived from them. A weight of several layers, or of one that is called several times,
+    sums over all calls. All else is not covered: grouped and transposed convolutions, lookups of
+    embeddings, stacked experts, parametrised weights, and what a ``Linear`` and a ``Conv1D`` share,
+    since these read it by different sides.
+
+    Kept are a sum ``[n, n]`` and a count for each weight, no activations; nothing waits for the
+    device. A captured CUDA graph replays what it captured. Compiled code does not see hooks that
+    come later, so while anything records, whatever the process has compiled runs eagerly
+    (``torch.compiler.set_stance``). A recorded step costs what an eager step costs, in time and
+    memory; nothing is compiled again for it.
+
+    Args:
+        model: whose modules are searched, once: make another after changing them.
+        params: those of interest, in an order that is the same on every rank.
+        tokens: most samples of one call, the same ones for each shape: one from each of so many
+            equal stretches, at places that favour no position in a sequence. None: all.
+
+    Raises:
+        TypeError, ValueError: a value outside these.
+    """
+
+    def __init__(
+        self, model: nn.Module, params: Iterable[nn.Parameter], *, tokens: int | None = 4096
+    ) -> None:
+        """See the class."""
+        who = type(self).__name__
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{who}: model must be an nn.Module, got {type(model).__name__}")
+        if tokens is not None and (type(tokens) is not int or tokens < 1):
+            raise ValueError(f"{who}: tokens must be an int >= 1 or None, got {tokens!r}")
+        given = _checked(who, params)
+        layers: dict[int, list[nn.Module]] = {id(param): [] for param in given}
+        for module in model.modules():
+            # A weight that a parametrisation computes is no parameter of the module's own.
+            weight = module._parameters.get("weight")
+            if weight is not None and id(weight) in layers and _is_known(module, weight.ndim):
+                layers[id(weight)].append(module)
+        self._tokens = tokens
+        self._layers = {
+            id(param): self._layers_of(param, layers[id(param)])
+            for param in given
+            if len({is_conv1d(module) for module in layers[id(param)]}) == 1
+        }
+        self._stop: weakref.finalize[Any, LayerMoments] | None = None
+
+    def _layers_of(self, param: nn.Parameter, modules: list[nn.Module]) -> Layers:
+        raise NotImplementedError
+
+    def covers(self, param: nn.Parameter) -> bool:
+        """Whether the layers of this parameter are watched."""
+        return id(param) in self._layers
+
+    def turned(self, param: nn.Parameter) -> bool:
+        """Whether the layer that is covered has its inputs along the rows, as a ``Conv1D``."""
+        return self._layers[id(param)].turned
+
+    @property
+    def recording(self) -> bool:
+        """Whether hooks are attached."""
+        return self._stop is not None
+
+    def record(self, on: bool) -> None:
+        """Attach the hooks, or remove them; between a backward pass and the next forward.
+
+        A checkpointed layer must find the same hooks when it is recomputed.
+        """
+        if not isinstance(on, bool):
+            raise TypeError(f"{type(self).__name__}.record: on must be a bool, got {on!r}")
+        if on and self._stop is None:
+            _COMPILED.pause()
+            handles = [
+                each.attach(module) for each in self._layers.values() for module in each.modules
+            ]
+            # Runs by itself if this object goes away while it records.
+            self._stop = weakref.finalize(self, _stop, handles)
+        elif not on and self._stop is not None:
+            self._stop()
+            self._stop = None
+
+    def moment(self, param: nn.Parameter) -> Tensor | None:
+        """``[n, n]``, the mean over samples since the last :meth:`clear`; None without samples.
+
+        A new symmetric tensor on the parameter's device, float64 for a float64 weight, else
+        float32. Zero if no row was finite.
+        """
+        gram = self.gram(param)
+        return None if gram is None else mean_of([gram])
+
+    def gram(self, param: nn.Parameter) -> Gram | None:
+        """The sum that :meth:`moment` is the mean of."""
+        layers = self._layers.get(id(param))
+        return None if layers is None or layers.sum.gram is None else layers.gram()
+
+    def clear(self) -> None:
+        """Forget all samples, and free their memory."""
+        for each in self._layers.values():
+            each.sum.clear()
+
+    def reduce(self) -> None:
+        """Sum over the ranks of the default process group, if there is one; all must call it.
+
+        Ranks that never called a layer take part with no samples. Once before moments are read: a
+        second time would count every sample once for each rank. Waits for the device.
+        """
+        reduce_all([each.sum for each in self._layers.values()])
+
+
+class _Compiled:
+    """Keeps compiled code from running while anything records, in whatever order it ends."""
+
+    def __init__(self) -> None:
+        self._recordings = 0
+        self._stance = contextlib.ExitStack()
+
+    def pause(self) -> None:
+        if not self._recordings:
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        self._recordings += 1
+
+    def resume(self) -> None:
+        self._recordings -= 1
+        if not self._recordings:
+            self._stance.close()
+
+
+_COMPILED = _Compiled()
+
+
+def _stop(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    _COMPILED.resume()
+
+
+def _checked(who: str, params: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    words = f"{who}: params must be an iterable of parameters, got"
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        raise TypeError(f"{words} {type(params).__name__}")
+    found = list(params)
+    for param in found:
+        if not isinstance(param, Tensor):
+            raise TypeError(f"{words} one of {type(param).__name__}")
+    return found
+
+
+def _is_known(module: nn.Module, ndim: int) -> bool:
+    """Whether this is a layer that is covered, whose weight is whole and no flat shard of it."""
+    if isinstance(module, CONVOLUTIONS):
+        return module.groups == 1 and ndim == len(module.kernel_size) + 2
+    return (isinstance(module, nn.Linear) or is_conv1d(module)) and ndim == 2
