@@ -3,8 +3,8 @@
     python benchmarks/bench_auto.py [--device D] [--rounds N] [--out FILE]
 
 Times a whole training step (forward, backward, optimizer) with p fixed, with p="auto" on a step
-that does not record, and on one that does, for each criterion, and from gradients instead of
-inputs; the table gives the share that recordings every 10 and every 100 steps add to training.
+that does not record, and on one that does, for each criterion, and by other statistics than those
+of inputs; the table gives the share that recordings every 10 and every 100 steps add to training.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def main() -> None:
     for criterion in CRITERIA:
         auto = schattor.AutoP(criterion, interval=1, warmup=0)
         calls[f"auto, recording, {criterion}"] = training_step(auto, device)
-    auto = schattor.AutoP(interval=1, warmup=0, statistics="gradients")
-    calls["auto, recording, gradients"] = training_step(auto, device)
+    for statistics in ("kfac", "gradients"):
+        auto = schattor.AutoP(interval=1, warmup=0, statistics=statistics)
+        calls[f"auto, recording, {statistics}"] = training_step(auto, device)
     peak = measure_peak(device)
     facts = machine(peak, device)
     print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")

@@ -1,11 +1,16 @@
-"""p from inputs against p from the noise of gradients, on scikit-learn's digits.
+"""p from inputs, from both sides of a layer and from gradients alone, on scikit-learn's digits.
 
     python examples/auto_statistics.py
 
-Trains with p from inputs; beside it, an optimizer that moves nothing is given the same gradients
-and chooses p from them alone. At every choice the fall of the loss on fixed features is found by
-singular values, with gradient and inputs of the whole training set: the first table says what each
-choice loses of the best p's. The second compares training with either, over seeds.
+Trains with p from inputs; beside it, optimizers that move nothing are given the same gradients and
+choose p by other statistics. At every choice, for every layer,
+
+* the fall of the loss on fixed features is found by singular values, with gradient and inputs of
+  the whole training set: what the choice from gradients alone loses of it, beside that from inputs;
+* the fall of the network's own loss over the whole training set, along the step of every p, is
+  found by trying lengths: what each choice loses of the best p's.
+
+The last table compares training with each, over seeds.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from digits import load, make_model
@@ -25,8 +31,15 @@ from schattor.theory.exponents import power_of
 
 EPOCHS, BATCH, SEEDS, LR, MOMENTUM = 6, 64, 3, 1e-2, 0.95
 POWERS = [i / 64 for i in range(65)]
-AUTO = {"warmup": 10, "interval": 10}
+TRIED = range(0, 65, 16)  # of these, along the network's own loss
+LENGTHS = [2.0**-i for i in range(1, 9)]  # of a step, relative to the weight
+WAYS: tuple[Literal["inputs", "kfac", "gradients"], ...] = ("inputs", "kfac", "gradients")
 Fall = tuple[float, float]  # by a choice of p, and by the best p
+
+
+def auto(way: Literal["inputs", "kfac", "gradients"]) -> schattor.AutoP:
+    """p from data of one kind."""
+    return schattor.AutoP(statistics=way, warmup=10, interval=10)
 
 
 def make_mlp() -> nn.Module:
@@ -48,7 +61,7 @@ def groups_of(model: nn.Module, rule: str = "matrix") -> list[dict[str, object]]
 def optimizer_of(model: nn.Module, p: object, lr: float = LR) -> schattor.Schattor:
     """An optimizer of all weights; where p is from inputs it watches the model."""
     optimizer = schattor.Schattor(groups_of(model), lr=lr, p=p, momentum=MOMENTUM)
-    if isinstance(p, schattor.AutoP) and p.statistics == "inputs":
+    if isinstance(p, schattor.AutoP) and p.statistics != "gradients":
         optimizer.watch(model)
     return optimizer
 
@@ -60,6 +73,24 @@ def falls(momentum: Tensor, grad: Tensor, moment: Tensor) -> list[float]:
     b = torch.einsum("in,nk,ik->i", vh, moment.double(), vh)
     raised = [(s / s[0]) ** power for power in POWERS]
     return [float((c @ r).clamp_min(0) ** 2 / (b @ r.square())) for r in raised]
+
+
+@torch.no_grad()
+def network_falls(param: nn.Parameter, momentum: Tensor, loss: Callable[[], Tensor]) -> list[float]:
+    """What the best length of a step of one layer takes off the network's loss, by power."""
+    kept, before = param.clone(), float(loss())
+    u, s, vh = torch.linalg.svd(momentum.double(), full_matrices=False)
+    found = []
+    for place in TRIED:
+        step = (u * (s / s[0]) ** POWERS[place]) @ vh
+        step = (step * (kept.norm() / step.norm())).to(kept.dtype)
+        after = []
+        for length in LENGTHS:
+            block_views(param)[0].sub_(length * step)
+            after.append(float(loss()))
+            param.copy_(kept)
+        found.append(max(0.0, before - min(after)))
+    return found
 
 
 def whole_set(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -97,57 +128,75 @@ def train(
         return float(nn.functional.cross_entropy(model(test_x), test_y))
 
 
-def falls_of_choices(make: Callable[[], nn.Module], seed: int) -> dict[str, list[Fall]]:
-    """The fall by each way to choose p beside the best, at every choice and layer."""
+def falls_of_choices(
+    make: Callable[[], nn.Module], seed: int
+) -> tuple[dict[str, list[Fall]], dict[str, list[Fall]]]:
+    """The fall by each way to choose p beside the best, at every choice and layer.
+
+    Of the loss on fixed features, and of the network's.
+    """
     torch.manual_seed(seed)
     model = make()
-    optimizer = optimizer_of(model, schattor.AutoP(statistics="inputs", **AUTO))
-    still = optimizer_of(model, schattor.AutoP(statistics="gradients", **AUTO), lr=0.0)
+    optimizers = {
+        way: optimizer_of(model, auto(way), 0.0 if way != "inputs" else LR) for way in WAYS
+    }
+    moving, still = optimizers["inputs"], [o for way, o in optimizers.items() if way != "inputs"]
     train_x, train_y, _, _ = load()
     params = dict(model.named_parameters())
-    lost: dict[str, list[Fall]] = {"inputs": [], "gradients": [], "p = inf": [], "p = 2": []}
+    waiting: list[tuple[str, list[float], list[float]]] = []
 
     def on_step() -> None:
-        recording = still.recording
+        recording = moving.recording
         truth = whole_set(model, train_x, train_y) if recording else {}
-        still.step()
+        for optimizer in still:
+            optimizer.step()
         for name, (grad, moment) in truth.items():
-            buffer, own = still.state[params[name]]["momentum_buffer"], params[name].grad
+            buffer, own = still[0].state[params[name]]["momentum_buffer"], params[name].grad
             applied = block_views(MOMENTUM * buffer + (1 - MOMENTUM) * own)[0]
-            waiting.append((name, falls(applied, grad, moment)))
+            own_loss = network_falls(
+                params[name],
+                applied,
+                lambda: nn.functional.cross_entropy(model(train_x), train_y),
+            )
+            waiting.append((name, falls(applied, grad, moment), own_loss))
 
-    waiting: list[tuple[str, list[float]]] = []
-    train(model, optimizer, seed, on_step)
-    chosen = {"inputs": optimizer.p_history(), "gradients": still.p_history()}
+    train(model, moving, seed, on_step)
+    chosen = {way: optimizer.p_history() for way, optimizer in optimizers.items()}
+    names = [*WAYS, "p = inf", "p = 2"]
+    fixed: dict[str, list[Fall]] = {name: [] for name in names}
+    network: dict[str, list[Fall]] = {name: [] for name in names}
     seen: dict[str, int] = {}
-    for name, curve in waiting:
+    for name, on_features, of_network in waiting:
         place = seen[name] = seen.get(name, -1) + 1
-        best = max(curve)
-        if best > 0:
-            powers = {way: power_of(history[name][place][1]) for way, history in chosen.items()}
-            for way, power in {**powers, "p = inf": 0.0, "p = 2": 1.0}.items():
-                lost[way].append((curve[round(power * 64)], best))
-    return lost
+        powers = {way: power_of(history[name][place][1]) for way, history in chosen.items()}
+        for way, power in {**powers, "p = inf": 0.0, "p = 2": 1.0}.items():
+            fixed[way].append((on_features[round(power * 64)], max(on_features)))
+            network[way].append((of_network[round(power * (len(TRIED) - 1))], max(of_network)))
+    return fixed, network
+
+
+def print_lost(title: str, runs: list[dict[str, list[Fall]]]) -> None:
+    """What ways to choose p lose of all falls together, and the median of choices and layers."""
+    for way in runs[0]:
+        pairs = [pair for run in runs for pair in run[way] if pair[1] > 0]
+        total = 1 - sum(own for own, _ in pairs) / sum(best for _, best in pairs)
+        middle = statistics.median(1 - own / best for own, best in pairs)
+        print(f"  {title:<22} {way:<10} {total:7.1%} {middle:7.1%}", flush=True)
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     torch.set_num_threads(1)  # the networks are too small for more to help
-    print("Lost of the best p's fall: of all falls together, and the median of choices and layers")
-    for title, make in MODELS.items():
-        runs = [falls_of_choices(make, seed) for seed in range(SEEDS)]
-        for way in runs[0]:
-            pairs = [pair for run in runs for pair in run[way]]
-            total = 1 - sum(own for own, _ in pairs) / sum(best for _, best in pairs)
-            middle = statistics.median(1 - own / best for own, best in pairs)
-            print(f"  {title:<22} {way:<10} {total:7.1%} {middle:7.1%}")
-    print(f"\nHeld-out loss after {EPOCHS} epochs, mean and deviation over {SEEDS} seeds")
-    ways: dict[str, object] = {
-        "inputs": schattor.AutoP(statistics="inputs", **AUTO),
-        "gradients": schattor.AutoP(statistics="gradients", **AUTO),
-        "p = inf": math.inf,
-        "p = 2": 2.0,
+    pairs = {
+        title: [falls_of_choices(make, seed) for seed in range(SEEDS)]
+        for title, make in MODELS.items()
     }
+    for place, what in enumerate(("the loss on fixed features", "the network's loss")):
+        print(f"\nLost of the best p's fall of {what}: of all falls together, and the median")
+        for title, runs in pairs.items():
+            print_lost(title, [run[place] for run in runs])
+    print(f"\nHeld-out loss after {EPOCHS} epochs, mean and deviation over {SEEDS} seeds")
+    ways = {**{way: auto(way) for way in WAYS}, "p = inf": math.inf, "p = 2": 2.0}
     for title, make in MODELS.items():
         for way, p in ways.items():
             found = []

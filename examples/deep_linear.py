@@ -11,6 +11,7 @@ exact, of all inputs, and relative to that of the zero map.
 Among the methods is one that only a toy can have, "both sides": p by the exact line search along
 each layer's step. p="auto" looks at the loss of the layer alone, ``<D Axx, D>`` for a direction D;
 the loss of the network has ``<D Axx, B D>``, where B = W'W for the product W of all later layers.
+"auto, K-FAC" has W'EW in its place, with the second moment E of the residuals.
 
 Each method tunes its learning rate with one seed, on a grid that grows while the best lies at its
 edge; then fresh seeds run at the best. Finished runs are kept in DIR and not repeated. Writes
@@ -86,6 +87,7 @@ def methods(problem: Problem) -> dict[str, dict[str, Any]]:
         "auto": {"p": auto},
         "auto, scale=unit": {"p": auto, "scale": "unit"},
         "auto, smoothing=0": {"p": replace(auto, smoothing=0.0)},
+        "auto, K-FAC": {"p": replace(auto, statistics="kfac")},
         BOTH_SIDES: {"p": math.inf},
     }
 

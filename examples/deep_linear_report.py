@@ -150,6 +150,7 @@ def draw_losses(axis: Any, own: dict[str, dict[str, Any]]) -> None:
     styles["auto"] = {"color": "tab:red", "linewidth": 2.2}
     styles["auto, scale=unit"] = {"color": "tab:red", "linestyle": "--"}
     styles["auto, smoothing=0"] = {"color": "tab:orange", "linestyle": "-."}
+    styles["auto, K-FAC"] = {"color": "tab:blue", "linestyle": "--"}
     styles[BOTH_SIDES] = {"color": "black", "linestyle": ":", "linewidth": 2.2}
     for name, row in own.items():
         points = [point for point in row["curve"] if point[1] is not None]

@@ -107,9 +107,14 @@ VARIANTS = {
         "p=auto, momentum-aligned", "schattor", chosen(criterion="momentum_aligned")
     ),
     "hoelder": Variant("p=auto, Hoelder", "schattor", chosen(criterion="hoelder")),
+    "kfac": Variant("p=auto, K-FAC", "schattor", chosen(statistics="kfac")),
+    "kfac, open": Variant(
+        "p=auto, K-FAC, from -0.2", "schattor", chosen(statistics="kfac", lowest_power=-0.2)
+    ),
     "muadam": Variant("MuAdam, AdamW's size", "schattor:preconditioner=adam,p=inf"),
     "adam, p=3": Variant("Adam's weights, p=3", "schattor:preconditioner=adam,p=3"),
     "adam, auto": Variant("Adam's weights, p=auto", "schattor:preconditioner=adam", chosen()),
+    "padam, auto": Variant("weights by p, p=auto", "schattor:preconditioner=padam", chosen()),
 }
 LABELS = {name: variant.label for name, variant in VARIANTS.items()}
 
