@@ -7,7 +7,6 @@ import errno
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch import nn
 os.environ["HF_HUB_OFFLINE"] = "1"
 for package in ("transformers", "accelerate", "rich", "matplotlib"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "character_gpt"))
 
 import data  # noqa: E402
 import report  # noqa: E402

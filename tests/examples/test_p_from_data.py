@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,10 @@ import torch
 
 for package in ("transformers", "accelerate", "rich", "matplotlib"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import deep_linear  # noqa: E402
 import deep_linear_report as report  # noqa: E402
 import p_by_layer  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:

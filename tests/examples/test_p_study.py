@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,24 +14,10 @@ from torch import nn
 
 for package in ("transformers", "accelerate", "rich", "matplotlib", "sklearn"):
     pytest.importorskip(package)
-visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-import p_study as study  # noqa: E402
-import studies  # noqa: E402
-
-if visible is None:  # the study hides GPUs, other tests want them
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-else:
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+with patch.dict(os.environ):  # they hide GPUs, other tests want them
+    import p_study as study
+    import studies
 
 
 def test_adapters_begin_as_the_layer_and_alone_are_trained() -> None:
