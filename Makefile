@@ -45,7 +45,7 @@ test-python: build
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q --cov=schattor --cov-report=term
 
 CPU_SOURCES := $(wildcard csrc/cpu/*.cpp)
-CPU_HEADERS := $(wildcard csrc/cpu/*.h csrc/cpu/*.inc tests/cpu/*.h)
+CPU_HEADERS := $(wildcard csrc/cpu/*.h csrc/cpu/*.inc tests/*.h tests/cpu/*.h)
 CPU_TESTS := $(patsubst tests/cpu/test_%.cpp,$(BUILD)/cpu/test_%,$(wildcard tests/cpu/test_*.cpp))
 SANITIZE := -std=c++17 -O1 -g -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra \
   -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/cpu -Itests/cpu -DSCHATTOR_EMULATE_AMX
