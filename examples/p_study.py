@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "character_gpt"))
 
 import digits
+import family_study
 import torch
 from data import Corpus, load_sources, load_text
 from family_report import markdown, plot
-from family_study import rival
 from members import is_rival, optimizer_pair
 from model import build_model
 from settings import Settings, Training
@@ -59,20 +59,7 @@ VIT = Training(
     rates=(1e-3, 3e-3, 1e-2),
     other_rate=3e-3,
 )
-GPT = Settings(
-    name="gpt",
-    width=64,
-    layers=2,
-    heads=4,
-    context=48,
-    batch=16,
-    steps=160,
-    warmup=16,
-    evaluate_every=20,
-    held_out=64,
-    rates=(1e-3, 3e-3, 1e-2),
-    other_rate=1e-2,
-)
+GPT = replace(family_study.GPT, context=48, steps=160, warmup=16)
 LORA = replace(GPT, name="lora", steps=120, warmup=10, weight_decay=0.0)
 
 
@@ -123,7 +110,7 @@ def make_optimizer(run: Run, model: nn.Module, settings: Training) -> torch.opti
     """The optimizer of a run."""
     variant = VARIANTS[run.optimizer]
     if is_rival(variant.spec):
-        return rival(variant.spec, model, run.lr, settings)
+        return family_study.rival(variant.spec, model, run.lr, settings)
     factory, keywords = optimizer_pair(variant.spec, run.lr, settings)
     made: torch.optim.Optimizer = factory()(model, **keywords | variant.own(settings.steps))
     return made

@@ -87,7 +87,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Write as much as the results may take, before any training; raises Unwritable."""
-        probe = self.folder / "room.partial"
+        probe = self.folder / f"room{os.getpid()}.partial"  # another run may ask here too
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(probe, "wb") as file:
@@ -98,7 +98,7 @@ class Store:
             probe.unlink()
         except OSError as error:
             if probe.exists():
-                probe.unlink(missing_ok=True)
+                probe.unlink()
             raise Unwritable(
                 f"demo: --out: a directory with {ROOM >> 20} MiB to write is required, "
                 f"got {self.folder}: {error.strerror}"
