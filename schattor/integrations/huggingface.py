@@ -93,7 +93,7 @@ class SchattorFactory:
             model, weight_decay=weight_decay, rules=rules, blocks=blocks, split_fused=split_fused
         )
         optimizer = create(name, groups, weight_decay=weight_decay, **keywords)
-        if any(group["p"] == "auto" for group in optimizer.param_groups):
+        if optimizer.wants_model:
             optimizer.watch(model)
         return optimizer
 

@@ -41,7 +41,7 @@ class Watching(Checkpointed):
         """
         if self._auto is None:
             raise ValueError(f'{self._who}.watch: a group must have p="auto", got none')
-        if self._auto.statistics == "gradients":
+        if not self.wants_model:
             raise ValueError(
                 f'{self._who}.watch: statistics of AutoP must be None, "inputs" or "kfac",'
                 ' got "gradients"'
@@ -90,6 +90,11 @@ class Watching(Checkpointed):
                 f'{who}: statistics of AutoP must be "inputs", got "{chooser.auto.statistics}"'
             )
         chooser.observe(who, param, inputs, block)
+
+    @property
+    def wants_model(self) -> bool:
+        """Whether p is chosen from what a model's layers read, which :meth:`watch` is given."""
+        return self._auto is not None and self._auto.statistics != "gradients"
 
     @property
     def recording(self) -> bool:

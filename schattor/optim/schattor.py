@@ -236,8 +236,7 @@ class Schattor(Watching):
         super().__init__(to_groups(self._who, params, **self._fixed), defaults)
         check_together(self._who, self.param_groups)
         refuse_unmatched_weights(self._who, self.param_groups)
-        wanted = self._auto is not None and self._auto.statistics != "gradients"
-        if wanted and model is not None:
+        if self.wants_model and model is not None:
             self.watch(model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from tiny_llama import (  # noqa: E402
 from transformers import Trainer, TrainerCallback  # noqa: E402
 from transformers.trainer_optimizer import is_optimizer_factory  # noqa: E402
 
+from schattor import AutoP  # noqa: E402
 from schattor.integrations.huggingface import (  # noqa: E402
     StatsCallback,
     parameter_groups,
@@ -159,6 +160,9 @@ def test_one_group_per_device_mesh(gloo: Any) -> None:
         {"p": 2.0},
         {"p": 3.0},
         {"p": math.inf},
+        {"p": AutoP(warmup=1, interval=2)},
+        {"p": AutoP(warmup=1, interval=2, statistics="kfac")},
+        {"p": AutoP(warmup=1, interval=2, statistics="gradients")},
         {"name": "soap", "precondition_frequency": 2},
         {"name": "splus", "inverse_every": 2},
         {"name": "muadam"},
@@ -298,6 +302,33 @@ def test_gradient_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
     )
     for name in large:
         torch.testing.assert_close(small[name], large[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("statistics", ["inputs", "kfac", "gradients"])
+def test_p_from_data_is_that_of_the_large_batch(tmp_path: Path, statistics: Any) -> None:
+    """In micro-batches, with gradient checkpointing."""
+
+    def trained(out: str, **changes: Any) -> dict[str, Any]:
+        auto = AutoP(warmup=1, interval=1, statistics=statistics)
+        trainer = make_trainer(
+            tmp_path / out,
+            make_model(dtype=torch.float64),
+            trainer_optimizer(lr=1e-3, p=auto),
+            save_strategy="no",
+            max_steps=3,
+            **changes,
+        )
+        trainer.train()
+        return schattor_of(trainer).p_history()
+
+    large = trained("large")
+    small = trained(
+        "small",
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        gradient_checkpointing=True,
+    )
+    assert large and small == large and {len(chosen) for chosen in large.values()} == {2}
 
 
 def test_max_grad_norm_does_not_change_the_first_direction(tmp_path: Path) -> None:
