@@ -65,16 +65,17 @@ def plot(path: Path, tables: dict[str, list[dict[str, Any]]], labels: Mapping[st
     for (curves, finals), (task, rows) in zip(axes, tables.items(), strict=True):
         shown = [row for row in rows if row["loss"] is not None]
         for place, row in enumerate(shown):
-            label, color = row["optimizer"], colors[row["optimizer"]]
+            color = colors[row["optimizer"]]
             dashes = "--" if is_rival(row["name"]) else "-"
             points = [point for point in row["curve"] if point[1] is not None]
-            curves.plot(*zip(*points, strict=True), color=color, linestyle=dashes, label=label)
+            curves.plot(*zip(*points, strict=True), color=color, linestyle=dashes)
             finals.errorbar(row["loss"], place, xerr=row["spread"], fmt="o", color=color, capsize=3)
         finals.set_yticks(range(len(shown)), [row["optimizer"] for row in shown])
+        for name in finals.get_yticklabels():  # they are the legend of the curves too
+            name.set_color(colors[name.get_text()])
         finals.invert_yaxis()
         curves.set(title=task, xlabel="step", ylabel="held-out loss", yscale="log")
         finals.set(title=f"{task}: after the last step", xlabel="held-out loss, mean and spread")
-        curves.legend(fontsize=7)
         for axis in (curves, finals):
             axis.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=90)
