@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from digits import load, make_model
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import schattor
 from schattor.adaptive.statistics import InputMoments
 from schattor.blocks import block_views
-from schattor.theory.exponents import power_of
+from schattor.theory.exponents import p_of, power_of
 
 EPOCHS, BATCH, SEEDS, LR, MOMENTUM = 6, 64, 3, 1e-2, 0.95
 POWERS = [i / 64 for i in range(65)]
@@ -128,13 +128,16 @@ def train(
         return float(nn.functional.cross_entropy(model(test_x), test_y))
 
 
-def falls_of_choices(
-    make: Callable[[], nn.Module], seed: int
-) -> tuple[dict[str, list[Fall]], dict[str, list[Fall]]]:
-    """The fall by each way to choose p beside the best, at every choice and layer.
+class Falls(NamedTuple):
+    """The fall by each way to choose p beside the best, at every choice and layer."""
 
-    Of the loss on fixed features, and of the network's.
-    """
+    on_features: dict[str, list[Fall]]
+    of_network: dict[str, list[Fall]]
+    by_step: dict[int, list[list[float]]]  # of the network, by layer and power
+
+
+def falls_of_choices(make: Callable[[], nn.Module], seed: int) -> Falls:
+    """The falls of one training run."""
     torch.manual_seed(seed)
     model = make()
     optimizers = {
@@ -163,16 +166,18 @@ def falls_of_choices(
     train(model, moving, seed, on_step)
     chosen = {way: optimizer.p_history() for way, optimizer in optimizers.items()}
     names = [*WAYS, "p = inf", "p = 2"]
-    fixed: dict[str, list[Fall]] = {name: [] for name in names}
-    network: dict[str, list[Fall]] = {name: [] for name in names}
+    found = Falls({name: [] for name in names}, {name: [] for name in names}, {})
     seen: dict[str, int] = {}
     for name, on_features, of_network in waiting:
         place = seen[name] = seen.get(name, -1) + 1
+        step = chosen["inputs"][name][place][0]
+        found.by_step.setdefault(step, []).append(of_network)
         powers = {way: power_of(history[name][place][1]) for way, history in chosen.items()}
         for way, power in {**powers, "p = inf": 0.0, "p = 2": 1.0}.items():
-            fixed[way].append((on_features[round(power * 64)], max(on_features)))
-            network[way].append((of_network[round(power * (len(TRIED) - 1))], max(of_network)))
-    return fixed, network
+            here = round(power * 64), round(power * (len(TRIED) - 1))
+            found.on_features[way].append((on_features[here[0]], max(on_features)))
+            found.of_network[way].append((of_network[here[1]], max(of_network)))
+    return found
 
 
 def print_lost(title: str, runs: list[dict[str, list[Fall]]]) -> None:
@@ -184,17 +189,29 @@ def print_lost(title: str, runs: list[dict[str, list[Fall]]]) -> None:
         print(f"  {title:<22} {way:<10} {total:7.1%} {middle:7.1%}", flush=True)
 
 
+def print_best(title: str, runs: list[dict[int, list[list[float]]]]) -> None:
+    """At every step the one p of TRIED whose falls are together the largest."""
+    best = []
+    for step in runs[0]:
+        totals = [sum(falls) for falls in zip(*(f for run in runs for f in run[step]), strict=True)]
+        best.append(f"{step}: {p_of(POWERS[TRIED[totals.index(max(totals))]]):.2g}")
+    print(f"  {title:<22} {', '.join(best)}", flush=True)
+
+
 def main() -> None:
     """Print the tables."""
     torch.set_num_threads(1)  # the networks are too small for more to help
-    pairs = {
+    found = {
         title: [falls_of_choices(make, seed) for seed in range(SEEDS)]
         for title, make in MODELS.items()
     }
     for place, what in enumerate(("the loss on fixed features", "the network's loss")):
         print(f"\nLost of the best p's fall of {what}: of all falls together, and the median")
-        for title, runs in pairs.items():
+        for title, runs in found.items():
             print_lost(title, [run[place] for run in runs])
+    print("\nThe p by which the network's loss falls most, over all layers and seeds, by step")
+    for title, runs in found.items():
+        print_best(title, [run.by_step for run in runs])
     print(f"\nHeld-out loss after {EPOCHS} epochs, mean and deviation over {SEEDS} seeds")
     ways = {**{way: auto(way) for way in WAYS}, "p = inf": math.inf, "p = 2": 2.0}
     for title, make in MODELS.items():

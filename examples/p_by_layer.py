@@ -1,10 +1,11 @@
 """Which p a language model's layers choose, and how it moves: a heatmap of layers and steps.
 
-    python examples/p_by_layer.py [--fast] [--out DIR]
+    python examples/p_by_layer.py [--fast] [--statistics inputs|kfac|gradients] [--out DIR]
 
 The demo's character GPT with four layers, trained with p = "auto". `plot_history` draws what any
 optimizer's ``p_history()`` gives; copy it. Writes benchmarks/results/p_by_layer.json and
-docs/p_by_layer.png (--fast: a small model, a few steps, into DIR).
+docs/p_by_layer.png, with "_kfac" or "_gradients" in their names for other statistics than those of
+inputs (--fast: a small model, a few steps, into DIR).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -36,6 +38,7 @@ from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
 import schattor
+from schattor.adaptive.auto import Statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 LR, SEED = 1e-2, 0
@@ -75,11 +78,11 @@ def plot_history(history: History, path: Path) -> None:
     plt.close(figure)
 
 
-def train(settings: Settings, text: Text) -> tuple[History, float]:
+def train(settings: Settings, text: Text, kind: Statistics) -> tuple[History, float]:
     """The history of p of one run, in the order of the model, and the held-out loss at its end."""
     corpus = Corpus.of(text)
     model = build_model(settings, len(corpus.vocabulary), SEED)
-    auto = schattor.AutoP(interval=settings.evaluate_every)
+    auto = schattor.AutoP(interval=settings.evaluate_every, statistics=kind)
     optimizer = schattor.Schattor(
         model,
         LR,
@@ -119,10 +122,18 @@ def table(history: History) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def shares(history: History) -> str:
+    """How many choices are at the end of the search, and near it."""
+    chosen = [p for row in history.values() for _, p in row]
+    at_end, near = (sum(p >= least for p in chosen) / len(chosen) for least in (math.inf, 8))
+    return f"of {len(chosen)} choices {at_end:.0%} are p = inf and {near:.0%} above 8"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train, print the table, write the JSON and the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="small and short, seconds")
+    parser.add_argument("--statistics", choices=get_args(Statistics), default="inputs")
     parser.add_argument("--out", type=Path, default=Path("demo") / "p_by_layer")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the model is too small for more to help
@@ -130,18 +141,20 @@ def main(arguments: list[str] | None = None) -> None:
     if options.fast:
         settings = replace(FAST, width=32, steps=30)
         options.out.mkdir(parents=True, exist_ok=True)
-    results = options.out if options.fast else ROOT / "benchmarks" / "results"
-    picture = (options.out if options.fast else ROOT / "docs") / "p_by_layer.png"
+    name = "p_by_layer" + ("" if options.statistics == "inputs" else f"_{options.statistics}")
+    numbers = (options.out if options.fast else ROOT / "benchmarks" / "results") / f"{name}.json"
+    picture = (options.out if options.fast else ROOT / "docs") / f"{name}.png"
     text = load_text()
     began = time.perf_counter()
-    history, loss = train(settings, text)
-    print(f"\nheld-out loss {loss:.3f}; least p of each kind of layer\n\n{table(history)}")
+    history, loss = train(settings, text, options.statistics)
+    print(f"\nheld-out loss {loss:.3f}; {shares(history)}")
+    print(f"\nleast p of each kind of layer\n\n{table(history)}")
     document = {
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": commit(ROOT),
         "environment": environment(),
         "text": {"origin": text.origin, "sha256": text.digest},
-        "settings": {**asdict(settings), "lr": LR, "seed": SEED},
+        "settings": {**asdict(settings), "lr": LR, "seed": SEED, "statistics": options.statistics},
         "held_out_loss": loss,
         "seconds": time.perf_counter() - began,
         # JSON has no infinity: 1/(p-1), which is 0 at p = inf.
@@ -150,13 +163,13 @@ def main(arguments: list[str] | None = None) -> None:
             for name, chosen in history.items()
         },
     }
-    write_text(results / "p_by_layer.json", json.dumps(document) + "\n")
+    write_text(numbers, json.dumps(document) + "\n")
     short = {
         name.removeprefix("model.layers.").removesuffix(".weight"): chosen
         for name, chosen in history.items()
     }
     plot_history(short, picture)
-    print(f"\nwrote {results / 'p_by_layer.json'} and {picture}")
+    print(f"\nwrote {numbers} and {picture}")
 
 
 if __name__ == "__main__":
