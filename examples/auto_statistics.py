@@ -27,9 +27,11 @@ from torch import Tensor, nn
 import schattor
 from schattor.adaptive.statistics import InputMoments
 from schattor.blocks import block_views
+from schattor.optim import PRamp
 from schattor.theory.exponents import p_of, power_of
 
 EPOCHS, BATCH, SEEDS, LR, MOMENTUM = 6, 64, 3, 1e-2, 0.95
+RISE = 70  # steps of a p that rises
 POWERS = [i / 64 for i in range(65)]
 TRIED = range(0, 65, 16)  # of these, along the network's own loss
 LENGTHS = [2.0**-i for i in range(1, 9)]  # of a step, relative to the weight
@@ -214,6 +216,7 @@ def main() -> None:
         print_best(title, [run.by_step for run in runs])
     print(f"\nHeld-out loss after {EPOCHS} epochs, mean and deviation over {SEEDS} seeds")
     ways = {**{way: auto(way) for way in WAYS}, "p = inf": math.inf, "p = 2": 2.0}
+    ways["2.3 to inf"] = PRamp(2.3, math.inf, steps=RISE)
     for title, make in MODELS.items():
         for way, p in ways.items():
             found = []

@@ -4,8 +4,8 @@
 
 The demo's character GPT with four layers, trained with p = "auto". `plot_history` draws what any
 optimizer's ``p_history()`` gives; copy it. Writes benchmarks/results/p_by_layer.json and
-docs/p_by_layer.png, with "_kfac" or "_gradients" in their names for other statistics than those of
-inputs (--fast: a small model, a few steps, into DIR).
+docs/p_by_layer.png; of other statistics than those of inputs p_by_layer_kfac.json, and the plot
+into DIR (--fast: a small model, a few steps, all into DIR).
 """
 
 from __future__ import annotations
@@ -140,10 +140,11 @@ def main(arguments: list[str] | None = None) -> None:
     settings = replace(FULL, layers=4, steps=400)
     if options.fast:
         settings = replace(FAST, width=32, steps=30)
-        options.out.mkdir(parents=True, exist_ok=True)
-    name = "p_by_layer" + ("" if options.statistics == "inputs" else f"_{options.statistics}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    shown = options.statistics == "inputs"
+    name = "p_by_layer" if shown else f"p_by_layer_{options.statistics}"
     numbers = (options.out if options.fast else ROOT / "benchmarks" / "results") / f"{name}.json"
-    picture = (options.out if options.fast else ROOT / "docs") / f"{name}.png"
+    picture = (ROOT / "docs" if shown and not options.fast else options.out) / f"{name}.png"
     text = load_text()
     began = time.perf_counter()
     history, loss = train(settings, text, options.statistics)
