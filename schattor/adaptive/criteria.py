@@ -70,18 +70,17 @@ def factors(x: Tensor) -> Factors:
     a step: halfway it is formed anew.
     """
     first, start = _scaled(x)
-    rows, gram = x.shape[1], start
-    found = x.new_empty(x.shape[0], DEPTH + 1, rows, rows)
-    found[:, 0] = torch.eye(rows, dtype=x.dtype, device=x.device)
+    gram = start
+    found = [torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)]
     for k, coefficients in enumerate(chains.steps("schattor", DEPTH), 1):
         step = _step(gram, *coefficients)
-        torch.bmm(step, found[:, k - 1], out=found[:, k])
+        found.append(step if k == 1 else torch.bmm(step, found[-1]))
         if k == DEPTH // 2:
-            reached = torch.bmm(found[:, k], first)
+            reached = torch.bmm(found[-1], first)
             gram = torch.bmm(reached, reached.mT)
         elif k < DEPTH:
             gram = torch.bmm(torch.bmm(step, gram), step)
-    return Factors(first, start, found)
+    return Factors(first, start, torch.stack(found, 1))
 
 
 def _step(gram: Tensor, a: float, b: float, c: float) -> Tensor:
