@@ -177,6 +177,36 @@ def test_half_precision_sums_in_float32() -> None:
     torch.testing.assert_close(found.double(), truth(e), rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_written_over_an_output_is_behind_it() -> None:
+    """The gradient is that at the layer, not at what an activation in place leaves."""
+
+    def moment(inplace: bool) -> Tensor | None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=inplace))
+        x, e = torch.randn(5, 6), torch.randn(5, 4)
+        return recorded(model, lambda: (model(x) * e).sum()).moment(model[0].weight)
+
+    plain, over = moment(False), moment(True)
+    assert plain is not None and over is not None and torch.equal(plain, over)
+
+
+def test_compiled_and_autocast_models() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    x, e = torch.randn(300, 6), torch.randn(300, 4)
+    plain = recorded(model, lambda: (model(x) * e).sum())
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled(x)
+    again = recorded(model, lambda: (compiled(x) * e).sum())
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        half = recorded(model, lambda: (model(x) * e).sum())
+    torch.compiler.reset()
+    for layer in (model[0], model[2]):
+        expected, found, rounded = (each.moment(layer.weight) for each in (plain, again, half))
+        assert expected is not None and found is not None and rounded is not None
+        assert torch.equal(found, expected) and rounded.dtype == torch.float32
+        assert float((rounded - expected).norm() / expected.norm()) < 0.02
+
+
 def test_at_most_so_many_samples() -> None:
     model = nn.Linear(6, 4)
     moments = recorded(model, lambda: model(torch.randn(4, 25, 6)).sum(), tokens=10)
