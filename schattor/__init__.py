@@ -9,6 +9,7 @@ directions without one, ``schattor.create("soap", model, lr=3e-3)`` an optimizer
 from schattor import functional, optim
 from schattor.adaptive import AutoP
 from schattor.optim import (
+    KLSOAP,
     SGD,
     SOAP,
     AdamW,
@@ -26,6 +27,7 @@ from schattor.routing import route
 
 __all__ = [
     "SGD",
+    "KLSOAP",
     "SOAP",
     "AdamW",
     "AutoP",

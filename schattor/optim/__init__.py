@@ -5,11 +5,12 @@ from schattor.optim.presets import SGD, AdamW, Muon
 from schattor.optim.registry import available, create
 from schattor.optim.schattor import Schattor
 from schattor.optim.schedules import ParameterFree, PowerRamp, PRamp, PScheduler
-from schattor.optim.shampoo import SOAP, KLShampoo, Shampoo
+from schattor.optim.shampoo import KLSOAP, SOAP, KLShampoo, Shampoo
 from schattor.optim.splus import SPlus
 
 __all__ = [
     "SGD",
+    "KLSOAP",
     "SOAP",
     "AdamW",
     "KLShampoo",

@@ -78,7 +78,7 @@ class Bases(Factors):
 
         Moments live in the bases and turn with them; second moments follow their order alone.
         """
-        if self.spec.weights == "tracked":
+        if self.spec.whitens:
             self._track(chunk, raw, inside, taken[chunk], group)
         else:
             self.average(chunk, raw, group)
@@ -158,7 +158,7 @@ class Bases(Factors):
         """A side's new basis, and the order that the old one's columns were put in.
 
         Fresh ones are all eigenvectors, others one power step ``qr(F Q)``, before which SOAP sorts
-        the columns by ``diag(Q' F Q)``.
+        the columns by ``diag(Q' F Q)``; whitened factors keep theirs in place.
         """
         factor = side.factor[index]
         if fresh:
@@ -167,7 +167,7 @@ class Bases(Factors):
             new = vectors.flip(-1)
             new[failed] = old[failed]
             return new, None
-        sort = self.spec.weights == "moments"
+        sort = self.spec.weights == "moments" and not self.spec.whitens
         new, order = ops.power_step(factor, old, sort)
         return new, order if sort else None
 

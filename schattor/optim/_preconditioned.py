@@ -66,7 +66,7 @@ def statistics_shapes(shape: Sequence[int], group: Group) -> dict[str, tuple[int
             if spec.basis and size <= group["max_precond_dim"]:
                 frame = "root" if spec.weights == "roots" else "basis"
                 shapes[f"factor_{side}{suffix}"] = shapes[f"{frame}_{side}{suffix}"] = (size, size)
-                if spec.weights == "tracked":
+                if spec.whitens:
                     shapes[f"scale_{side}{suffix}"] = (size,)
             if spec.weights == "moments" and group["second_moment"] == "factored":
                 shapes[f"square_{side}{suffix}"] = (size,)

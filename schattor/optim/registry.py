@@ -8,7 +8,7 @@ from typing import Any
 from schattor.optim.muadam import MuAdam, MuAdamSania
 from schattor.optim.presets import SGD, AdamW, Muon
 from schattor.optim.schattor import Params, Schattor
-from schattor.optim.shampoo import SOAP, KLShampoo, Shampoo
+from schattor.optim.shampoo import KLSOAP, SOAP, KLShampoo, Shampoo
 from schattor.optim.splus import SPlus
 
 __all__ = ["available", "create"]
@@ -16,6 +16,7 @@ __all__ = ["available", "create"]
 _MEMBERS: dict[str, type[Schattor]] = {
     "adamw": AdamW,
     "kl_shampoo": KLShampoo,
+    "kl_soap": KLSOAP,
     "muadam": MuAdam,
     "muadam_sania": MuAdamSania,
     "muon": Muon,
@@ -31,7 +32,7 @@ def available() -> list[str]:
     """Names that `create` takes, in alphabetical order.
 
     >>> available()[:3]
-    ['adamw', 'kl_shampoo', 'muadam']
+    ['adamw', 'kl_shampoo', 'kl_soap']
     """
     return list(_MEMBERS)
 

@@ -107,7 +107,8 @@ class Schattor(Watching):
         preconditioner: None, ``"adam"`` (``w = (sqrt(v^) + eps)^-1/2`` of squared gradients v:
             MuAdam at p = inf, Adam at p = 2 regularized), ``"sania"`` (``(v^ + eps)^-1/2``),
             ``"padam"`` (``(v^ + eps)^(-1/2p)``, from Adam at p = 2 to Muon), ``"shampoo"``,
-            ``"kl_shampoo"``, ``"soap"``, ``"splus"``. v decays by ``betas[1]``, a sum at 1.
+            ``"kl_shampoo"``, ``"kl_soap"``, ``"soap"``, ``"splus"``. v decays by ``betas[1]``, a
+            sum at 1.
         second_moment: ``"full"``, or ``"factored"``: v from means over rows and columns.
         bias_correction: whether averages are corrected for their start at zero. None: as the
             member's authors do; without a preconditioner False.

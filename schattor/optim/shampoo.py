@@ -9,7 +9,7 @@ from torch import Tensor
 from schattor.optim._settings import Group
 from schattor.optim.schattor import Params, Schattor
 
-__all__ = ["SOAP", "KLShampoo", "Shampoo"]
+__all__ = ["KLSOAP", "SOAP", "KLShampoo", "Shampoo"]
 
 
 class Shampoo(Schattor):
@@ -119,6 +119,8 @@ class KLShampoo(Schattor):
     >>> optimizer = KLShampoo(nn.Linear(4, 4), lr=1e-3)
     """
 
+    _preconditioner = "kl_shampoo"
+
     def __init__(
         self,
         params: Params,
@@ -142,7 +144,7 @@ class KLShampoo(Schattor):
             lr,
             p=2.0,
             oracle="regularized",
-            preconditioner="kl_shampoo",
+            preconditioner=self._preconditioner,
             shampoo_beta=None if shampoo_beta < 0 else shampoo_beta,
             precondition_frequency=precondition_frequency,
             max_precond_dim=max_precond_dim,
@@ -154,6 +156,23 @@ class KLShampoo(Schattor):
             adamw_lr=adamw_lr,
             maximize=maximize,
         )
+
+
+class KLSOAP(KLShampoo):
+    """KL-SOAP: Adam in the eigenbases of KL-Shampoo's factors, its averages uncorrected.
+
+    ``w <- (1 - lr decay) (w - lr Q_L ((Q_L' M Q_R) / (sqrt(v) + eps)) Q_R')``: `Schattor` with
+    ``preconditioner="kl_soap"`` at p = 2, regularized. Factors, their tracked eigenvalues and all
+    arguments are `KLShampoo`'s; v decays by ``betas[1]``. The first call gathers statistics and
+    moves no matrix.
+
+    Source: KL-Shampoo (arXiv 2509.03378) and its authors' code, with ``using_klsoap``.
+
+    >>> from torch import nn
+    >>> optimizer = KLSOAP(nn.Linear(4, 4), lr=1e-3)
+    """
+
+    _preconditioner = "kl_soap"
 
 
 class SOAP(Schattor):

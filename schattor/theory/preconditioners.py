@@ -22,9 +22,10 @@ class Preconditioner(NamedTuple):
     coordinates; ``"roots"``: of the factors' eigenvalues; ``"tracked"``: of eigenvalues that are
     tracked beside the factors; empty: 1. exponent: None is ``1/(2p)``. basis: how the eigenbases of
     the Kronecker factors are refreshed, every `frequency` steps: ``"qr"`` (one power step) or
-    ``"eigh"``; empty: none. warm: calls that only gather statistics. learns_first: factors take a
-    gradient in before it is used. eps_first: eps joins before the bias correction. decay_last:
-    weights decay after the step. corrects: momentum is corrected for its start at zero.
+    ``"eigh"``; empty: none. whitens: factors take in gradients that are whitened on their other
+    side, by tracked eigenvalues. warm: calls that only gather statistics. learns_first: factors
+    take a gradient in before it is used. eps_first: eps joins before the bias correction.
+    decay_last: weights decay after the step. corrects: momentum is corrected for its start at zero.
     """
 
     weights: Literal["moments", "roots", "tracked", ""]
@@ -32,6 +33,7 @@ class Preconditioner(NamedTuple):
     root: float = 0.5
     exponent: float | None = 0.5
     frequency: int = 1
+    whitens: bool = False
     warm: int = 0
     learns_first: bool = False
     eps_first: bool = False
@@ -69,7 +71,10 @@ PRECONDITIONERS: dict[str, Preconditioner] = {
     "padam": Preconditioner("moments", root=1.0, exponent=None),
     "shampoo": Preconditioner("roots", "eigh", learns_first=True),
     "kl_shampoo": Preconditioner(
-        "tracked", "qr", frequency=10, warm=1, decay_last=True, corrects=False
+        "tracked", "qr", frequency=10, whitens=True, warm=1, decay_last=True, corrects=False
+    ),
+    "kl_soap": Preconditioner(
+        "moments", "qr", frequency=10, whitens=True, warm=1, decay_last=True, corrects=False
     ),
     "soap": Preconditioner("moments", "qr", frequency=10, warm=1, eps_first=True, decay_last=True),
     "splus": Preconditioner("", "eigh", frequency=100, decay_last=True, corrects=False),

@@ -143,6 +143,7 @@ MEMBERS: list[dict[str, Any]] = [
     {"preconditioner": "soap", "precondition_frequency": 2},
     {"preconditioner": "splus", "precondition_frequency": 2},
     {"preconditioner": "kl_shampoo", "precondition_frequency": 2},
+    {"preconditioner": "kl_soap", "precondition_frequency": 2},
 ]
 
 

@@ -167,6 +167,7 @@ def test_one_group_per_device_mesh(gloo: Any) -> None:
         {"name": "splus", "inverse_every": 2},
         {"name": "muadam"},
         {"name": "kl_shampoo", "precondition_frequency": 3},
+        {"name": "kl_soap", "precondition_frequency": 3},
         {"name": "shampoo", "grafting": "adam", "precondition_frequency": 3},
         {"name": "sgd", "momentum": 0.9},
     ],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from schattor.optim import (
+    KLSOAP,
     SGD,
     SOAP,
     AdamW,
@@ -22,6 +23,7 @@ from schattor.optim import (
     SPlus,
 )
 from schattor.theory import exponents, oracles
+from schattor.theory.preconditioners import PRECONDITIONERS
 
 F64 = torch.float64
 SHAPES = ((6, 6), (4, 9), (9, 4), (1, 7), (5, 1))
@@ -62,8 +64,9 @@ def run(optimizer: torch.optim.Optimizer, made: Problem, steps: int, first: int 
 
 
 def calls_to_move(optimizer: torch.optim.Optimizer) -> int:
-    """Calls after which matrices have moved: the first of SOAP and KL-Shampoo gathers only."""
-    return 2 if optimizer.param_groups[0].get("preconditioner") in ("soap", "kl_shampoo") else 1
+    """Calls after which matrices have moved: the first of some members gathers only."""
+    name = optimizer.param_groups[0].get("preconditioner")
+    return 1 if name is None else 1 + PRECONDITIONERS[name].warm
 
 
 # Every optimizer once, by what makes it different: the battery runs over this table.
@@ -101,6 +104,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Schattor]] = {
     ),
     "shampoo_cut": lambda params: Shampoo(params, lr=0.01, max_preconditioner_dim=4),
     "kl_shampoo": lambda params: KLShampoo(params, lr=0.01, precondition_frequency=2),
+    "kl_soap": lambda params: KLSOAP(params, lr=0.01, precondition_frequency=2),
     "soap": lambda params: SOAP(params, lr=0.01, precondition_frequency=2),
     "soap_polar_factored": lambda params: Schattor(
         params,

@@ -282,8 +282,7 @@ class KLShampoo(Rule):
         (left, right), (root_a, root_b) = self.bases, self.inverse_roots
         a, b = (factor for factor in self.factors if factor is not None)
         self.m = ema(self.m, g, self.betas[0])
-        s = torch.outer(root_a, root_b)
-        n = rotate_back(rotate(self.m, self.bases) * s / (1 + self.eps * s), self.bases)
+        n = rotate_back(self.inside(rotate(self.m, self.bases), rotate(g, self.bases)), self.bases)
         x = (g @ right) * root_b  # g B^-1/2, but for a rotation
         y = root_a[:, None] * (left.mT @ g)  # A^-1/2 g, likewise
         self.factors = [a, b] = [ema(a, x @ x.mT / cols, beta), ema(b, y.mT @ y / rows, beta)]
@@ -295,9 +294,27 @@ class KLShampoo(Rule):
             self.bases = [power_step(a, left), power_step(b, right)]
         return (1 - self.lr * self.decay) * (w - self.lr * n)
 
+    def inside(self, m: Tensor, g: Tensor) -> Tensor:
+        """The step of a momentum in the eigenbases."""
+        s = torch.outer(*self.inverse_roots)
+        return m * s / (1 + self.eps * s)
+
     def tracked(self, root: Tensor, values: Tensor, beta: float) -> Tensor:
         new = ema(root**-2, values, beta) ** -0.5
         return new if self.clamp is None else new.clamp(max=max(10.0, min(len(new), self.clamp)))
+
+
+@dataclass(kw_only=True)
+class KLSOAP(KLShampoo):
+    """As KLShampoo, but ``n = Q_A (Q_A' m Q_B / (sqrt(v) + eps)) Q_B'``.
+
+    ``v <- EMA((Q_A' g Q_B)^2; b2)`` before the step, not from the first call, not corrected, and
+    left as it is where the bases are refreshed. The same code, with ``using_klsoap``.
+    """
+
+    def inside(self, m: Tensor, g: Tensor) -> Tensor:
+        self.v = ema(self.v, g.square(), self.betas[1])
+        return m / (self.v.sqrt() + self.eps)
 
 
 @dataclass(kw_only=True)

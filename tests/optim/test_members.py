@@ -13,7 +13,7 @@ from cases import F64
 from streams import gradients, run
 from torch import Tensor, nn
 
-from schattor.optim import SOAP, KLShampoo, MuAdam, MuAdamSania, Schattor, Shampoo, SPlus
+from schattor.optim import KLSOAP, SOAP, KLShampoo, MuAdam, MuAdamSania, Schattor, Shampoo, SPlus
 
 STEPS = 24
 SHAPES = [(16, 16), (8, 5), (5, 8), (12, 30)]
@@ -67,6 +67,11 @@ MEMBERS = {
     "kl_shampoo": Member(
         lambda p: KLShampoo(p, lr=1e-3, precondition_frequency=3, weight_decay=0.1),
         lambda: rules.KLShampoo(lr=1e-3, period=3, decay=0.1),
+        5e-6,
+    ),
+    "kl_soap": Member(
+        lambda p: KLSOAP(p, lr=1e-3, precondition_frequency=3, weight_decay=0.1),
+        lambda: rules.KLSOAP(lr=1e-3, period=3, decay=0.1),
         5e-6,
     ),
     "soap_1": Member(

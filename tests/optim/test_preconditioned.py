@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import schattor
 from schattor import ops
-from schattor.optim import SOAP, KLShampoo, Schattor, Shampoo, SPlus
+from schattor.optim import KLSOAP, SOAP, KLShampoo, Schattor, Shampoo, SPlus
 from schattor.theory.preconditioners import PRECONDITIONERS
 
 # Combinations.
@@ -120,7 +120,7 @@ def test_a_basis_that_cannot_be_decomposed_stays_and_is_counted(
     assert all(param.isfinite().all() for param in params)
 
 
-@pytest.mark.parametrize("member", [SOAP, KLShampoo, Shampoo, SPlus])
+@pytest.mark.parametrize("member", [SOAP, KLShampoo, KLSOAP, Shampoo, SPlus])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing_of_its_block(
     member: Any, value: float
