@@ -18,13 +18,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from digits import load, make_model
 from torch import Tensor, nn
 
 import schattor
+from schattor.adaptive.auto import Statistics
 from schattor.adaptive.statistics import InputMoments
 from schattor.blocks import block_views
 from schattor.optim import PRamp
@@ -35,11 +36,11 @@ RISE = 70  # steps of a p that rises
 POWERS = [i / 64 for i in range(65)]
 TRIED = range(0, 65, 16)  # of these, along the network's own loss
 LENGTHS = [2.0**-i for i in range(1, 9)]  # of a step, relative to the weight
-WAYS: tuple[Literal["inputs", "kfac", "gradients"], ...] = ("inputs", "kfac", "gradients")
+WAYS: tuple[Statistics, ...] = get_args(Statistics)
 Fall = tuple[float, float]  # by a choice of p, and by the best p
 
 
-def auto(way: Literal["inputs", "kfac", "gradients"]) -> schattor.AutoP:
+def auto(way: Statistics) -> schattor.AutoP:
     """p from data of one kind."""
     return schattor.AutoP(statistics=way, warmup=10, interval=10)
 

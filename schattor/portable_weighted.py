@@ -58,8 +58,8 @@ def gather_weighted(
     ``v = beta v + (1 - beta) g^2`` (``v + g^2`` where beta is 1) and
     ``w = ((v / correction)^root + eps)^-exponent``, 0 where ``v`` is 0; ``root`` is 1 or 0.5, and
     ``corrections``, ``eps`` and ``exponent`` are ``[batch]``. Where ``squares`` is empty they are
-    read. Where an entry of ``w M`` or ``v`` is not finite,
-    ``finite`` is False and ``wide`` and ``norms`` are 0.
+    read. Where an entry of ``w M`` or ``v`` is not finite, ``finite`` is False and ``wide`` and
+    ``norms`` are 0.
     """
     if not grads:
         return

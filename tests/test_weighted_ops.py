@@ -8,7 +8,7 @@ import pytest
 import test_ops
 import torch
 from torch import Tensor
-from weighted_calls import F64, Weighing, formula, gathered, number, random_lists
+from weighted_calls import F64, Gathered, Weighing, formula, gathered, number, random_lists
 
 from schattor import ops, portable_weighted
 
@@ -44,6 +44,17 @@ def test_gather_weighted_matches_its_twin_and_its_formula(
     assert torch.equal(torch.cat(kept), torch.cat([x for moments in lists[:3] for x in moments]))
 
 
+def gathered_by_the_formula(
+    function: Callable[..., None], lists: Weighing, dtype: torch.dtype
+) -> Gathered:
+    result, truth = gathered(function, lists, dtype), formula(lists)
+    # Plain torch rounds the exponent, which a weight multiplies by its logarithm.
+    rtol = 100 * ROUNDING[dtype]
+    torch.testing.assert_close(result.weights.double(), truth.weights, rtol=rtol, atol=0)
+    torch.testing.assert_close(result.wide.double(), truth.wide, rtol=rtol, atol=rtol)
+    return result
+
+
 @pytest.mark.parametrize("root", [0.5, 1.0])
 @pytest.mark.parametrize("exponent", [0.0, 0.1, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("beta", [0.0, 0.999, 1.0])
@@ -54,14 +65,8 @@ def test_weights_follow_their_numbers(
     lists = random_lists(2, 9, 33, dtype, dtype)._replace(
         beta=beta, exponents=(exponent,), root=root, eps=1e-8
     )
-    truth = formula(lists)
-
     for function in (ops.gather_weighted, portable_weighted.gather_weighted):
-        result = gathered(function, lists, dtype)
-        # Plain torch rounds the exponent, which a weight multiplies by its logarithm.
-        rtol = 100 * ROUNDING[dtype]
-        torch.testing.assert_close(result.weights.double(), truth.weights, rtol=rtol, atol=0)
-        torch.testing.assert_close(result.wide.double(), truth.wide, rtol=rtol, atol=rtol)
+        gathered_by_the_formula(function, lists, dtype)
 
 
 @pytest.mark.parametrize("root", [0.5, 1.0])
@@ -73,13 +78,8 @@ def test_every_matrix_has_its_own_exponent(
     exponents = (0.5, 0.0, 0.125, 0.25, 0.3)
     lists = random_lists(5, rows, cols, dtype, dtype)._replace(exponents=exponents, root=root)
     lists = lists._replace(corrections=(0.7,))
-    truth = formula(lists)
-
     for function in (ops.gather_weighted, portable_weighted.gather_weighted):
-        together = gathered(function, lists, dtype)
-        rtol = 100 * ROUNDING[dtype]
-        torch.testing.assert_close(together.weights.double(), truth.weights, rtol=rtol, atol=0)
-        torch.testing.assert_close(together.wide.double(), truth.wide, rtol=rtol, atol=rtol)
+        together = gathered_by_the_formula(function, lists, dtype)
         for i, exponent in enumerate(exponents):
             matrix = [[x[i]] for x in lists[:3]]
             alone = gathered(

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from schattor.adaptive.criteria import CRITERIA, Criterion
 from schattor.theory import chains, exponents
 
-__all__ = ["AutoP"]
+__all__ = ["AutoP", "Statistics"]
 
 Statistics = Literal["inputs", "kfac", "gradients"]
 

@@ -41,28 +41,23 @@ class Moments(NamedTuple):
 
     def curves(self, steps: Tensor) -> Tensor:
         """``<D_k Axx, B D_l>`` of ``D_k`` ``[batch, K+1, rows, cols]``."""
-        found = self._stacked(steps)
-        if not self.right:
-            other = steps if self.behind is None else _times(steps, self.behind)
-            return _inner(torch.matmul(found[:, None], steps), other)
-        weighed = _times(steps, found.mT)
-        other = steps if self.behind is None else torch.matmul(self.behind[:, None], steps)
-        return _inner(weighed, weighed if self.roots else other)
+        left, right = self._sides(steps)
+        weighed = steps if right is None else _times(steps, right.mT)
+        return _inner(weighed, weighed if self.roots else _before(left, steps))
 
     def curves_of(self, chain: Factors) -> Tensor:
         """The same of ``D_k = P_k X_0``, by matrices of the shorter side."""
-        found = self._stacked(chain.first)
-        if not self.right:
-            between = chain.gram if self.behind is None else _between(chain.first, self.behind)
-            weighed = torch.matmul(found[:, None], _times(chain.found, between))
-            return _inner(weighed, chain.found)
-        weighed = torch.bmm(chain.first, found.mT)
-        between = torch.bmm(weighed, (weighed if self.roots else chain.first).mT)
-        behind = chain.found if self.behind is None else self.behind[:, None] @ chain.found
-        return _inner(_times(chain.found, between), behind)
+        left, right = self._sides(chain.first)
+        between = chain.gram
+        if right is not None:
+            weighed = torch.bmm(chain.first, right.mT)
+            between = torch.bmm(weighed, (weighed if self.roots else chain.first).mT)
+        return _inner(_times(chain.found, between), _before(left, chain.found))
 
-    def _stacked(self, like: Tensor) -> Tensor:
-        return torch.stack([*self.found]).to(like.dtype)
+    def _sides(self, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What weighs a step from the left and from the right; None: I."""
+        found = torch.stack([*self.found]).to(like.dtype)
+        return (self.behind, found) if self.right else (found, self.behind)
 
     def eigenvalues(self) -> Tensor:
         """``[batch, n]``, or of roots those that are not 0; once for blocks that share a moment."""
@@ -123,9 +118,9 @@ def forms_of(
     )
 
 
-def _between(x: Tensor, moment: Tensor) -> Tensor:
-    """``X B X'``."""
-    return torch.bmm(torch.bmm(x, moment), x.mT)
+def _before(moment: Tensor | None, matrices: Tensor) -> Tensor:
+    """``B D_l`` of ``[batch, count, rows, cols]``."""
+    return matrices if moment is None else torch.matmul(moment[:, None], matrices)
 
 
 def _times(matrices: Tensor, by: Tensor) -> Tensor:

@@ -22,11 +22,15 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Layers:
     """The layers of one weight, and the sum over what is seen at them."""
 
-    def __init__(self, param: nn.Parameter, modules: list[nn.Module], size: int) -> None:
-        """``size`` numbers make one sample."""
+    def __init__(self, param: nn.Parameter, modules: list[nn.Module]) -> None:
+        """``modules`` are all layers of this weight."""
         self.turned = is_conv1d(modules[0])
-        self.sum = Sum(param, size)
         self.modules = modules
+        self.sum = Sum(param, self.size(param))
+
+    def size(self, param: nn.Parameter) -> int:
+        """How many numbers make one sample."""
+        raise NotImplementedError
 
     def attach(self, module: nn.Module) -> RemovableHandle:
         """Put the hook on one of the layers."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from schattor.adaptive.sums import Gram, Sum, gram_of, in_order, reduce_all
+from schattor.adaptive.sums import Gram, Sum, at_home, gram_of, in_order, reduce_all
 
 __all__ = ["OwnMoments", "Widths"]
 
@@ -60,7 +60,7 @@ class OwnMoments:
         """Add samples ``[..., n]`` that were checked."""
         if inputs.numel():
             found, x = self._sums[id(param), block], inputs.detach().unsqueeze(0)
-            found.add(gram_of(x, inputs.ndim, found.size, found.dtype, self._tokens))
+            found.add(gram_of(x, inputs.ndim, found, self._tokens))
 
     def whole(self, param: Tensor) -> Gram | None:
         """The sum for all blocks of a parameter, features ordered as in ``block_views``."""
@@ -70,9 +70,7 @@ class OwnMoments:
     def of_block(self, param: Tensor, block: int) -> Gram | None:
         """The sum for one block alone."""
         found = self._sums.get((id(param), block))
-        if found is None or found.gram is None:
-            return None
-        return Gram(*(part.to(param.device) for part in found.gram))
+        return None if found is None or found.gram is None else at_home(found)
 
     def clear(self) -> None:
         """Forget all samples."""

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from schattor.adaptive.layers import CONVOLUTIONS, LayerMoments, Layers
-from schattor.adaptive.sums import Gram, Sum, gram_of, in_order
-from schattor.routing.layouts import is_conv1d
+from schattor.adaptive.sums import Gram, Sum, at_home, gram_of, in_order
 
 __all__ = ["InputMoments", "OutputMoments"]
 
@@ -86,9 +85,11 @@ class _Reading(Layers):
     """Layers of which the inputs are seen."""
 
     def __init__(self, param: nn.Parameter, modules: list[nn.Module], met: _Met) -> None:
-        turned = is_conv1d(modules[0])
-        super().__init__(param, modules, param.shape[0] if turned else param.shape[1:].numel())
+        super().__init__(param, modules)
         self._met = met
+
+    def size(self, param: nn.Parameter) -> int:
+        return param.shape[0] if self.turned else param.shape[1:].numel()
 
     def attach(self, module: nn.Module) -> RemovableHandle:
         return module.register_forward_pre_hook(self._see, with_kwargs=True)
@@ -115,8 +116,11 @@ class _Giving(Layers):
     """Layers of whose outputs the gradients are seen."""
 
     def __init__(self, param: nn.Parameter, modules: list[nn.Module], tokens: int | None) -> None:
-        super().__init__(param, modules, param.shape[1 if is_conv1d(modules[0]) else 0])
+        super().__init__(param, modules)
         self._tokens = tokens
+
+    def size(self, param: nn.Parameter) -> int:
+        return param.shape[1 if self.turned else 0]
 
     def attach(self, module: nn.Module) -> RemovableHandle:
         # Of a convolution's output features are that many dimensions from the end.
@@ -132,17 +136,12 @@ class _Giving(Layers):
                 if samples.numel() and samples.ndim > depth + 1:
                     samples = samples.movedim(-1 - depth, -1)
                     if samples.shape[-1] == self.sum.size:
-                        self.sum.add(self._gram(samples))
+                        self.sum.add(gram_of(samples, samples.ndim - 1, self.sum, self._tokens))
 
         return module.register_forward_hook(wait)
 
     def gram(self) -> Gram:
-        assert self.sum.gram is not None
-        return Gram(*(part.to(self.sum.param.device) for part in self.sum.gram))
-
-    def _gram(self, samples: Tensor) -> Gram:
-        of = self.sum
-        return gram_of(samples, samples.ndim - 1, of.size, of.dtype, self._tokens)
+        return at_home(self.sum)
 
 
 class _Met:
@@ -153,7 +152,7 @@ class _Met:
         self._last: tuple[Callable[[], Tensor | None], int, Gram] | None = None
 
     def gram(self, samples: Tensor, leading: int, like: Sum) -> Gram:
-        return gram_of(samples, leading, like.size, like.dtype, self._tokens)
+        return gram_of(samples, leading, like, self._tokens)
 
     def shared(self, x: Tensor, like: Sum) -> Gram:
         """Of samples ``[..., n]``: queries, keys and values read the same, gate and up too."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from schattor.blocks import block_views
 
-__all__ = ["Gram", "Sum", "gram_of", "in_order", "mean_of", "reduce_all"]
+__all__ = ["Gram", "Sum", "at_home", "gram_of", "in_order", "mean_of", "reduce_all"]
 
 
 class Gram(NamedTuple):
@@ -50,17 +50,16 @@ class Sum:
             self.gram = Gram(*map(torch.add, self.gram, other))
 
 
-def gram_of(
-    samples: Tensor, leading: int, size: int, dtype: torch.dtype, tokens: int | None
-) -> Gram:
+def gram_of(samples: Tensor, leading: int, like: Sum, tokens: int | None) -> Gram:
     """The sum over samples ``[leading dimensions..., features...]``, at most ``tokens`` of them.
 
-    Rows that are not finite, or whose squares are not, are left out.
+    To be added to a sum ``like`` that. Rows that are not finite, or whose squares are not, are left
+    out.
     """
     sizes = samples.shape[:leading]
     if tokens is not None and sizes.numel() > tokens:
         samples = samples[_places(sizes, tokens, samples.device)]
-    rows = samples.reshape(-1, size).to(dtype)
+    rows = samples.reshape(-1, like.size).to(like.dtype)
     if rows.is_cpu:  # a processor may be asked: where all are finite two passes over them are saved
         total = _gram(rows)
         if total.diagonal().sum().isfinite():
@@ -83,11 +82,16 @@ def mean_of(grams: Sequence[Gram]) -> Tensor:
     return torch.add(total, total.mT).div_(2 * number.clamp(min=1))
 
 
+def at_home(found: Sum) -> Gram:
+    """On the parameter's device."""
+    assert found.gram is not None
+    return Gram(*(part.to(found.param.device) for part in found.gram))
+
+
 def in_order(found: Sum) -> Gram:
     """On the parameter's device, features in the order of its matrix in ``block_views``."""
-    assert found.gram is not None
     param = found.param
-    total, number = (part.to(param.device) for part in found.gram)
+    total, number = at_home(found)
     if param.ndim > 2 and not param.is_contiguous():
         order = _order(param)
         total = total[order][:, order]

@@ -180,6 +180,8 @@ class Bases(Factors):
     ) -> None:
         """Second moments in the order of their sorted bases; they do not turn."""
         rows, cols = orders
+        if rows is None and cols is None:
+            return
         for i, each in enumerate(squares):
             moved = each if rows is None else each.index_select(0, rows[i])
             moved = moved if cols is None else moved.index_select(1, cols[i])

@@ -104,7 +104,7 @@ class Watching(Checkpointed):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its statistics too are gathered where it has ``p="auto"``."""
-        by_gradients = self._auto is not None and self._auto.statistics == "gradients"
+        by_gradients = self._auto is not None and not self.wants_model
         if by_gradients and _is_auto(param_group):
             self._refuse_without_momentum([param_group])
         super().add_param_group(param_group)

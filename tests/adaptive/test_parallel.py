@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
+from ranks import join, leave
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from schattor import AutoP, Schattor
+from schattor.adaptive.auto import Statistics
 
-KINDS: tuple[Literal["inputs", "kfac", "gradients"], ...] = ("inputs", "kfac", "gradients")
+KINDS: tuple[Statistics, ...] = get_args(Statistics)
 STEPS = 5
 
 
-def trained(kind: Literal["inputs", "kfac", "gradients"], parts: slice, ranks: bool) -> Any:
+def trained(kind: Statistics, parts: slice, ranks: bool) -> Any:
     """What is chosen and reached by training on some of the rows of every batch."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -45,17 +45,9 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def run_rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, folder)
     parts = slice(32 * rank, 32 * rank + 32)
-    torch.save({kind: trained(kind, parts, True) for kind in KINDS}, f"{folder}/rank{rank}")
-    torch.distributed.barrier()
-    os._exit(0)  # gloo's threads now and then abort a process that takes them down
+    leave(rank, folder, {kind: trained(kind, parts, True) for kind in KINDS})
 
 
 def test_ranks_choose_what_one_process_chooses_of_the_whole_batch(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import join, leave
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
@@ -536,13 +535,7 @@ def rank_inputs(rank: int) -> Tensor:
 
 
 def run_rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, folder)
     model = rank_model()
     moments = InputMoments(model, model.parameters())
     moments.record(True)
@@ -556,9 +549,7 @@ def run_rank(rank: int, folder: str) -> None:
     found = [moments.moment(layer.weight) for layer in model]
     sums = [moments.gram(layer.weight) for layer in model]
     numbers = [None if each is None else int(each.number) for each in sums]
-    torch.save((found, numbers), f"{folder}/rank{rank}")
-    torch.distributed.barrier()
-    os._exit(0)  # gloo's threads now and then abort a process that takes them down
+    leave(rank, folder, (found, numbers))
 
 
 def test_ranks_have_the_same_moments(tmp_path: Path) -> None:

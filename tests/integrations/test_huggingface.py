@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -34,6 +34,7 @@ from transformers import Trainer, TrainerCallback  # noqa: E402
 from transformers.trainer_optimizer import is_optimizer_factory  # noqa: E402
 
 from schattor import AutoP  # noqa: E402
+from schattor.adaptive.auto import Statistics  # noqa: E402
 from schattor.integrations.huggingface import (  # noqa: E402
     StatsCallback,
     parameter_groups,
@@ -305,7 +306,7 @@ def test_gradient_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(small[name], large[name], rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("statistics", ["inputs", "kfac", "gradients"])
+@pytest.mark.parametrize("statistics", get_args(Statistics))
 def test_p_from_data_is_that_of_the_large_batch(tmp_path: Path, statistics: Any) -> None:
     """In micro-batches, with gradient checkpointing."""
 
