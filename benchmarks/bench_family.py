@@ -3,10 +3,11 @@
     python benchmarks/bench_family.py [--device D] [--sets NAME ...] [--rounds N] [--out FILE]
 
 Every optimizer steps the same weights with the same gradients. A measurement is a whole period of
-refreshes, so that eigendecompositions and QR are in it by their share; SOAP, Shampoo and KL-Shampoo
-refresh every 10 steps, SPlus every 100 (its authors' numbers). The table has milliseconds of one
-step, the worst step of a period, the time that our products alone would take at the processor's
-peak, and the ratio to each peer. A peer that cannot be imported is named, and left out.
+refreshes, so that eigendecompositions and QR are in it by their share; SOAP, KL-SOAP, Shampoo and
+KL-Shampoo refresh every 10 steps, SPlus every 100 (its authors' numbers). The table has the
+milliseconds of one step, the worst step of a period, the time that our products alone would take at
+the processor's peak, and the ratio to each peer. A peer that cannot be imported is named, and left
+out.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def ours() -> dict[str, Make]:
         "SPlus": lambda w: schattor.SPlus(w),
         "Shampoo": lambda w: schattor.Shampoo(w, lr=1e-3, **every),
         "KL-Shampoo": lambda w: schattor.KLShampoo(w, **every),
+        "KL-SOAP": lambda w: schattor.KLSOAP(w, **every),
         "MuAdam": lambda w: schattor.MuAdam(w),
         "Muon": lambda w: schattor.Muon(w),
     }
@@ -77,6 +79,7 @@ def peers() -> tuple[dict[str, Make], list[str]]:
             "max_precond_dim": 10000,
         }
         found["SOAP / heavyball"] = lambda w: heavyball.SOAP(w, **settings)
+        found["KL-SOAP / heavyball"] = lambda w: heavyball.KLSOAP(w, **settings)
         found["KL-Shampoo / heavyball"] = lambda w: heavyball.KLShampoo(w, **settings)
     except ImportError as error:
         missing.append(f"heavyball: {error}")
@@ -98,6 +101,7 @@ def operations(member: str, shapes: list[Shape]) -> float:
         total += {
             "SOAP": 2 * both + grams + ((2 + 8 / 3) * cubes + turn) / FREQUENCY,
             "KL-Shampoo": 3 * both + grams + ((2 + 8 / 3) * cubes + turn) / FREQUENCY,
+            "KL-SOAP": 3 * both + grams + ((2 + 8 / 3) * cubes + turn) / FREQUENCY,
             "SPlus": 2 * both + grams + (9 * cubes + turn) / SPLUS_FREQUENCY,
             "Shampoo": both + grams + (9 + 2 + 2) * cubes / FREQUENCY,
         }.get(member.removesuffix(" staggered"), 0.0)

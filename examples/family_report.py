@@ -21,6 +21,7 @@ OPTIMIZERS = {
     "shampoo": "Shampoo, Adam grafting",
     "kl_shampoo": "KL-Shampoo",
     "soap": "SOAP",
+    "kl_soap": "KL-SOAP",
     "splus": "SPlus",
     "schattor:preconditioner=soap,p=inf": "SOAP's bases, p=inf",
     "schattor:preconditioner=padam,p=3": "Adam's weights, p=3",

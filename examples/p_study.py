@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import sys
 import warnings
@@ -45,7 +46,7 @@ from training import Run
 from transformers import ViTConfig, ViTForImageClassification
 
 import schattor
-from schattor.optim import PowerRamp
+from schattor.optim import PowerRamp, PRamp
 
 INTERVAL = 25  # steps between choices of p: runs have a hundred or two
 RANK, ALPHA = 8, 16.0  # of the adapters, and of their sum with the weight
@@ -87,6 +88,9 @@ VARIANTS = {
     "power=-0.2": Variant("power -0.2", "schattor:power=-0.2"),
     "falling": Variant(
         "power 0.25 to -0.25", "schattor", lambda steps: {"power": PowerRamp(0.25, -0.25, steps)}
+    ),
+    "rising": Variant(
+        "p 2.3 to inf", "schattor", lambda steps: {"p": PRamp(2.3, math.inf, steps // 4)}
     ),
     "auto": Variant("p=auto", "schattor", chosen()),
     "auto, open": Variant("p=auto, power from -0.2", "schattor", chosen(lowest_power=-0.2)),
