@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from schattor.adaptive.sums import Gram, Sum, mean_of, reduce_all
+from schattor.adaptive.samples import Collection, Samples, reduce_all
 from schattor.routing.layouts import is_conv1d
 
 __all__ = ["CONVOLUTIONS", "LayerMoments", "Layers"]
@@ -20,13 +20,13 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Layers:
-    """The layers of one weight, and the sum over what is seen at them."""
+    """The layers of one weight, and what is seen at them."""
 
     def __init__(self, param: nn.Parameter, modules: list[nn.Module]) -> None:
         """``modules`` are all layers of this weight."""
         self.turned = is_conv1d(modules[0])
         self.modules = modules
-        self.sum = Sum(param, self.size(param))
+        self.seen = Collection(param, self.size(param))
 
     def size(self, param: nn.Parameter) -> int:
         """How many numbers make one sample."""
@@ -36,8 +36,8 @@ class Layers:
         """Put the hook on one of the layers."""
         raise NotImplementedError
 
-    def gram(self) -> Gram:
-        """The sum, on the parameter's device, in the order of its matrix."""
+    def samples(self) -> Samples:
+        """What was seen, on the parameter's device, in the order of its matrix."""
         raise NotImplementedError
 
 
@@ -50,11 +50,12 @@ class LayerMoments:
     embeddings, stacked experts, parametrised weights, and what a ``Linear`` and a ``Conv1D`` share,
     since these read it by different sides.
 
-    Kept are a sum ``[n, n]`` and a count for each weight, no activations; nothing waits for the
-    device. A captured CUDA graph replays what it captured. Compiled code does not see hooks that
-    come later, so while anything records, whatever the process has compiled runs eagerly
-    (``torch.compiler.set_stance``). A recorded step costs what an eager step costs, in time and
-    memory; nothing is compiled again for it.
+    Kept for each weight are the samples that are looked at, in their dtype, while they are fewer
+    than the n numbers of each, and then a sum ``[n, n]``; layers that read the same share them.
+    Nothing waits for the device. A captured CUDA graph replays what it captured. Compiled code does
+    not see hooks that come later, so while anything records, whatever the process has compiled runs
+    eagerly (``torch.compiler.set_stance``). A recorded step costs what an eager step costs, in time
+    and memory; nothing is compiled again for it.
 
     Args:
         model: whose modules are searched, once: make another after changing them.
@@ -130,26 +131,26 @@ class LayerMoments:
         A new symmetric tensor on the parameter's device, float64 for a float64 weight, else
         float32. Zero if no row was finite.
         """
-        gram = self.gram(param)
-        return None if gram is None else mean_of([gram])
+        found = self.samples(param)
+        return None if found is None else found.moment()
 
-    def gram(self, param: nn.Parameter) -> Gram | None:
-        """The sum that :meth:`moment` is the mean of."""
+    def samples(self, param: nn.Parameter) -> Samples | None:
+        """Those that :meth:`moment` is the mean of; the same for layers that read the same."""
         layers = self._layers.get(id(param))
-        return None if layers is None or layers.sum.gram is None else layers.gram()
+        return None if layers is None or layers.seen.samples is None else layers.samples()
 
     def clear(self) -> None:
         """Forget all samples, and free their memory."""
         for each in self._layers.values():
-            each.sum.clear()
+            each.seen.clear()
 
     def reduce(self) -> None:
-        """Sum over the ranks of the default process group, if there is one; all must call it.
+        """Gather from the ranks of the default process group, if there is one; all must call it.
 
         Ranks that never called a layer take part with no samples. Once before moments are read: a
         second time would count every sample once for each rank. Waits for the device.
         """
-        reduce_all([each.sum for each in self._layers.values()])
+        reduce_all([each.seen for each in self._layers.values()])
 
 
 class _Compiled:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from schattor.adaptive.sums import Gram, Sum, at_home, gram_of, in_order, reduce_all
+from schattor.adaptive.samples import Collection, Samples, reduce_all, samples_of
 
 __all__ = ["OwnMoments", "Widths"]
 
@@ -24,16 +24,16 @@ class Widths(NamedTuple):
 
 
 class OwnMoments:
-    """The sums of ``x x'`` over samples that were handed over, by parameter and by block."""
+    """The samples that were handed over, by parameter and by block."""
 
     def __init__(self, params: Sequence[Widths], tokens: int | None) -> None:
         """``params`` in an order that is the same on every rank."""
         self._widths = {id(each.param): each for each in params}
-        self._sums: dict[tuple[int, int | None], Sum] = {}
+        self._samples: dict[tuple[int, int | None], Collection] = {}
         for each in params:
-            self._sums[id(each.param), None] = Sum(each.param, each.whole)
+            self._samples[id(each.param), None] = Collection(each.param, each.whole)
             for index, width in enumerate(each.blocks):
-                self._sums[id(each.param), index] = Sum(each.param, width)
+                self._samples[id(each.param), index] = Collection(each.param, width)
         self._tokens = tokens
 
     def check(self, who: str, param: Any, inputs: Any, block: Any) -> None:
@@ -49,7 +49,7 @@ class OwnMoments:
             raise TypeError(
                 f"{who}: inputs of {widths.name} must be a tensor of floats, got {_words(inputs)}"
             )
-        size = self._sums[id(param), block].size
+        size = self._samples[id(param), block].size
         dense = inputs.layout is torch.strided and not inputs.is_nested
         if not dense or not inputs.ndim or inputs.shape[-1] != size:
             raise ValueError(
@@ -59,27 +59,27 @@ class OwnMoments:
     def add(self, param: Tensor, inputs: Tensor, block: int | None) -> None:
         """Add samples ``[..., n]`` that were checked."""
         if inputs.numel():
-            found, x = self._sums[id(param), block], inputs.detach().unsqueeze(0)
-            found.add(gram_of(x, inputs.ndim, found, self._tokens))
+            found, x = self._samples[id(param), block], inputs.detach().unsqueeze(0)
+            found.add(samples_of(x, inputs.ndim, found, self._tokens))
 
-    def whole(self, param: Tensor) -> Gram | None:
-        """The sum for all blocks of a parameter, features ordered as in ``block_views``."""
-        found = self._sums[id(param), None]
-        return None if found.gram is None else in_order(found)
+    def whole(self, param: Tensor) -> Samples | None:
+        """Those for all blocks of a parameter, features ordered as in ``block_views``."""
+        found = self._samples[id(param), None]
+        return None if found.samples is None else found.in_order()
 
-    def of_block(self, param: Tensor, block: int) -> Gram | None:
-        """The sum for one block alone."""
-        found = self._sums.get((id(param), block))
-        return None if found is None or found.gram is None else at_home(found)
+    def of_block(self, param: Tensor, block: int) -> Samples | None:
+        """Those for one block alone."""
+        found = self._samples.get((id(param), block))
+        return None if found is None or found.samples is None else found.at_home()
 
     def clear(self) -> None:
         """Forget all samples."""
-        for each in self._sums.values():
+        for each in self._samples.values():
             each.clear()
 
     def reduce(self) -> None:
-        """Sum over ranks; all must call it."""
-        reduce_all([*self._sums.values()])
+        """Gather from all ranks; all must call it."""
+        reduce_all([*self._samples.values()])
 
 
 def _words(given: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from schattor.adaptive.layers import CONVOLUTIONS, LayerMoments, Layers
-from schattor.adaptive.sums import Gram, Sum, at_home, gram_of, in_order
+from schattor.adaptive.samples import Collection, Samples, samples_of
 
 __all__ = ["InputMoments", "OutputMoments"]
 
@@ -94,8 +94,8 @@ class _Reading(Layers):
     def attach(self, module: nn.Module) -> RemovableHandle:
         return module.register_forward_pre_hook(self._see, with_kwargs=True)
 
-    def gram(self) -> Gram:
-        return in_order(self.sum)
+    def samples(self) -> Samples:
+        return self.seen.in_order()
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The hook: adds what a layer is called with."""
@@ -107,9 +107,9 @@ class _Reading(Layers):
                 if isinstance(module, CONVOLUTIONS):
                     samples = _patches(module, x)
                     if samples is not None and samples.numel():
-                        self.sum.add(self._met.gram(samples, len(module.kernel_size) + 1, self.sum))
-                elif x.numel() and x.ndim and x.shape[-1] == self.sum.size:
-                    self.sum.add(self._met.shared(x, self.sum))
+                        self._met.add_new(samples, len(module.kernel_size) + 1, self.seen)
+                elif x.numel() and x.ndim and x.shape[-1] == self.seen.size:
+                    self._met.add(x, self.seen)
 
 
 class _Giving(Layers):
@@ -135,38 +135,54 @@ class _Giving(Layers):
                 samples = grad.unsqueeze(0)
                 if samples.numel() and samples.ndim > depth + 1:
                     samples = samples.movedim(-1 - depth, -1)
-                    if samples.shape[-1] == self.sum.size:
-                        self.sum.add(gram_of(samples, samples.ndim - 1, self.sum, self._tokens))
+                    if samples.shape[-1] == self.seen.size:
+                        own = samples_of(samples, samples.ndim - 1, self.seen, self._tokens)
+                        self.seen.add(own)
 
         return module.register_forward_hook(wait)
 
-    def gram(self) -> Gram:
-        return at_home(self.sum)
+    def samples(self) -> Samples:
+        return self.seen.at_home()
 
 
 class _Met:
-    """What layers read; one sum for those that read the same tensor, one after the other."""
+    """What layers read, the same for those that read one tensor, one after the other."""
 
     def __init__(self, tokens: int | None) -> None:
         self._tokens = tokens
-        self._last: tuple[Callable[[], Tensor | None], int, Gram] | None = None
+        self.clear()
 
-    def gram(self, samples: Tensor, leading: int, like: Sum) -> Gram:
-        return gram_of(samples, leading, like, self._tokens)
+    def clear(self) -> None:
+        self._last: tuple[Callable[[], Tensor | None], int, Samples] | None = None
+        self._joined: tuple[Samples, Samples, Samples] | None = None
 
-    def shared(self, x: Tensor, like: Sum) -> Gram:
-        """Of samples ``[..., n]``: queries, keys and values read the same, gate and up too."""
+    def add_new(self, x: Tensor, leading: int, to: Collection) -> None:
+        """Samples ``[leading dimensions..., features...]`` that no other layer has seen."""
+        to.add(samples_of(x, leading, to, self._tokens))
+
+    def add(self, x: Tensor, to: Collection) -> None:
+        """Samples ``[..., n]``: queries, keys and values read the same, gate and up too.
+
+        So they do at the next call, and what two calls come to is one more thing to share.
+        """
+        found, before = self._found(x, to), to.samples
+        last = self._joined
+        if last is not None and last[0] is before and last[1] is found:
+            to.samples = last[2]
+            return
+        to.add(found)
+        if before is not None and to.samples is not None:
+            self._joined = before, found, to.samples
+
+    def _found(self, x: Tensor, like: Collection) -> Samples:
         if self._last is not None and not x.is_inference():
             read, version, found = self._last
-            if read() is x and x._version == version and found.total.dtype == like.dtype:
+            if read() is x and x._version == version and found.dtype == like.dtype:
                 return found
-        found = self.gram(x.unsqueeze(0), x.ndim, like)
+        found = samples_of(x.unsqueeze(0), x.ndim, like, self._tokens)
         # Held weakly, so that no activation lives longer for it.
         self._last = None if x.is_inference() else (weakref.ref(x), x._version, found)
         return found
-
-    def clear(self) -> None:
-        self._last = None
 
 
 def _is_dense(x: Tensor) -> bool:

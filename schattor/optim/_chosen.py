@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from schattor import planning
-from schattor.adaptive.chooser import Chooser, Inputs, Moments, noise_moments
+from schattor.adaptive.chooser import Chooser, Inputs
 from schattor.adaptive.criteria import DEPTH
+from schattor.adaptive.moments import Moments, noise_moments, side_of
 from schattor.adaptive.own import Widths
+from schattor.adaptive.samples import Samples
 from schattor.blocks import BlockSpec, block_shapes, block_views, fans
 from schattor.optim._entries import Entries, joined, suffixes
 from schattor.optim._preconditioned import Preconditioned
@@ -173,26 +175,26 @@ class Chosen:
             means = [seen.momenta[i].to(dtype) * seen.averages[i].to(dtype) for i in blocks]
             pairs = [*zip(blocks, means, strict=True)]
             noise = [seen.noise(i, seen.grads[i].to(dtype), mean) for i, mean in pairs]
-            moments = noise_moments(_unit(torch.stack(noise)), right)
             x = _unit(torch.stack([seen.inward(i, mean) for i, mean in pairs]))
-        else:
-            known = self._known(seen, blocks)
-            if not known:
-                return
+            self._weigh(seen, blocks, x, noise_moments(_unit(torch.stack(noise)), right))
+            return
+        known = self._known(seen, blocks)
+        if known:
             blocks = [i for i, _, _ in known]
-            behind = [moment for _, _, moment in known if moment is not None]
-            moments = Moments(
-                [moment for _, moment, _ in known],
-                right,
-                behind=torch.stack(behind).to(dtype) if behind else None,
-            )
+            inputs = side_of([samples for _, samples, _ in known])
+            behind = [samples for _, _, samples in known if samples is not None]
             x = torch.stack([seen.wide[i] for i in blocks]).to(dtype)
+            moments = Moments(inputs, right, side_of(behind) if behind else None)
+            self._weigh(seen, blocks, x, moments)
+
+    def _weigh(self, seen: Seen, blocks: list[int], x: Tensor, moments: Moments) -> None:
+        """Choose for some blocks, of which ``x`` is compared at all powers."""
 
         def outward(steps: Tensor) -> Tensor:
             parts = zip(blocks, steps.unbind(), strict=True)
             return torch.stack([seen.outward(i, part) for i, part in parts])
 
-        grads = torch.stack([seen.grads[i].to(dtype) for i in blocks])
+        grads = torch.stack([seen.grads[i].to(x.dtype) for i in blocks])
         places = [seen.chunk.start + i for i in blocks]
         curves, index = [self._curves[i] for i in places], [self._index[i] for i in places]
         past = torch.stack(curves), torch.stack(index)
@@ -202,14 +204,14 @@ class Chosen:
         torch._foreach_copy_(curves, list(new[0].to(curves[0].dtype).unbind()))
         torch._foreach_copy_(index, list(new[1].unbind()))
 
-    def _known(self, seen: Seen, blocks: list[int]) -> list[tuple[int, Tensor, Tensor | None]]:
-        """Blocks whose moments are known, with those; of outputs where they are asked for."""
+    def _known(self, seen: Seen, blocks: list[int]) -> list[tuple[int, Samples, Samples | None]]:
+        """Blocks whose inputs were seen, with those; and with outputs where they are asked for."""
         chooser, found = self._chooser, []
         for i in blocks:
-            inputs = self.inputs[seen.chunk.start + i]
-            moment, behind = chooser.moment(inputs), chooser.moment_behind(inputs)
-            if moment is not None and (behind is not None or not chooser.from_both_sides):
-                found.append((i, moment, behind))
+            block = self.inputs[seen.chunk.start + i]
+            inputs, behind = chooser.samples(block), chooser.samples_behind(block)
+            if inputs is not None and (behind is not None or not chooser.from_both_sides):
+                found.append((i, inputs, behind))
         return found
 
 

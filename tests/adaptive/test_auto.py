@@ -297,13 +297,13 @@ def test_layers_that_read_the_same_share_one_moment() -> None:
     moments.record(True)
     x = torch.randn(5, 6)
     net(x)
-    a, b, c = (moments.gram(layer.weight) for layer in (net.a, net.b, net.c))
+    a, b, c = (moments.samples(layer.weight) for layer in (net.a, net.b, net.c))
     assert a is not None and b is not None and c is not None
-    assert a.total is b.total and torch.allclose(c.total, 4 * a.total)
+    assert a is b and torch.allclose(c.moment(), 4 * a.moment())
     net(x)
-    d, e = moments.gram(net.a.weight), moments.gram(net.b.weight)
+    d, e = moments.samples(net.a.weight), moments.samples(net.b.weight)
     assert d is not None and e is not None
-    assert torch.allclose(d.total, 5 * a.total) and torch.equal(d.total, e.total)
+    assert d is e and torch.allclose(d.moment(), 2.5 * a.moment())
 
 
 def test_groups_of_fixed_p_beside_chosen_ones() -> None:

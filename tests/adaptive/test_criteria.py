@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from schattor.adaptive.auto import AutoP
-from schattor.adaptive.chooser import Moments, forms_of
+from schattor.adaptive.chooser import forms_of
 from schattor.adaptive.criteria import (
     CRITERIA,
     Criterion,
@@ -20,6 +20,7 @@ from schattor.adaptive.criteria import (
     iterates,
     powers_of_grid,
 )
+from schattor.adaptive.moments import Moments, Side
 from schattor.adaptive.statistics import InputMoments
 from schattor.theory import criteria as exact
 
@@ -47,7 +48,7 @@ class Layer(NamedTuple):
         return torch.tensor([find(power) for power in powers], dtype=F64).log()
 
     def forms(self) -> Forms:
-        moments = Moments([self.moment], True)
+        moments = Moments(Side([self.moment]), True)
         return forms_of(self.momentum[None], self.grad[None], moments, None, True)
 
 
@@ -152,7 +153,7 @@ def test_a_momentum_that_does_not_descend_has_no_best_power() -> None:
 def test_both_sides_of_a_wide_matrix() -> None:
     """A tall layer enters transposed, its inputs along the rows."""
     each = layer(12, 12, 0.7)
-    moments = Moments([each.moment], False)
+    moments = Moments(Side([each.moment]), False)
     x, grad = each.momentum.mT[None], each.grad.mT[None]
     turned = forms_of(x, grad, moments, None, False)
     assert torch.allclose(

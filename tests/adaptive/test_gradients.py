@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from schattor import AutoP, Schattor
-from schattor.adaptive.chooser import Chooser, Moments, forms_of, noise_moments
+from schattor.adaptive.chooser import Chooser, forms_of
 from schattor.adaptive.criteria import curve, powers_of_grid
+from schattor.adaptive.moments import Moments, Side, noise_moments
 from schattor.theory import criteria as exact
 from schattor.theory import exponents
 
@@ -119,7 +120,7 @@ def test_noise_is_never_squared_along_the_longer_side(
     x, grad, noise, weights = (normal(2, *shape, seed=seed) for seed in range(4))
     outward = (lambda steps: steps * weights[:, None].exp()) if weighed else None
     moment = noise.mT @ noise if right else noise @ noise.mT
-    given = forms_of(x, x + 0.3 * grad, Moments(moment.unbind(), right), outward, True)
+    given = forms_of(x, x + 0.3 * grad, Moments(Side(moment.unbind()), right), outward, True)
     found = forms_of(x, x + 0.3 * grad, noise_moments(noise, right), outward, True)
     assert torch.allclose(found.curves, given.curves, rtol=1e-11, atol=1e-13)
     curves = [curve(criterion, forms, GRID) for forms in (found, given)]
@@ -177,7 +178,7 @@ def test_members_of_the_family_choose_by_their_own_steps(
         mean = before["basis_rows"] @ mean @ before["basis_cols"].mT
     assert w.grad is not None
     noise = w.grad - mean
-    assert torch.allclose(moments.found[0], noise / noise.norm(), atol=1e-9)
+    assert torch.allclose(moments.inputs.found[0], noise / noise.norm(), atol=1e-9)
     assert torch.allclose(grads[0], w.grad)
     # The map from the norm's coordinates to steps, without its turn, is also the one inwards.
     if "basis_rows" in before:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from schattor.adaptive.auto import AutoP
-from schattor.adaptive.chooser import Moments, forms_of
+from schattor.adaptive.chooser import forms_of
 from schattor.adaptive.criteria import curve, powers_of_grid
+from schattor.adaptive.moments import Moments, Side
 from schattor.adaptive.statistics import OutputMoments
 from schattor.optim import Schattor
 from schattor.theory import exponents
@@ -146,9 +147,9 @@ def test_checkpointing(reentrant: bool) -> None:
     again = recorded(model, lambda: (checkpoint(model, x, use_reentrant=reentrant) * e).sum())
 
     for layer in (model[0], model[2]):
-        expected, found = plain.gram(layer.weight), again.gram(layer.weight)
+        expected, found = plain.samples(layer.weight), again.samples(layer.weight)
         assert expected is not None and found is not None
-        torch.testing.assert_close(found.total, expected.total)
+        torch.testing.assert_close(found.moment(), expected.moment())
         assert int(found.number) == int(expected.number) == 5
 
 
@@ -210,7 +211,7 @@ def test_compiled_and_autocast_models() -> None:
 def test_at_most_so_many_samples() -> None:
     model = nn.Linear(6, 4)
     moments = recorded(model, lambda: model(torch.randn(4, 25, 6)).sum(), tokens=10)
-    found = moments.gram(model.weight)
+    found = moments.samples(model.weight)
     assert found is not None and int(found.number) == 10
 
 
@@ -258,9 +259,9 @@ def test_chains_find_what_singular_values_say(
     """Wide and square, inputs along the columns or (of a tall weight) along the rows."""
     each = Both(*shape)
     x, grad = each.momentum[None], each.grad[None]
-    moments = Moments([each.before], True, behind=each.behind[None])
+    moments = Moments(Side([each.before]), True, Side([each.behind]))
     if turned:  # the batch's rows are inputs
-        moments = Moments([each.behind], False, behind=each.before[None])
+        moments = Moments(Side([each.behind]), False, Side([each.before]))
     forms = forms_of(x, grad, moments, (lambda steps: steps) if through else None, False)
     found = curve("tightness", forms, GRID)[0]
     true = gains(each.momentum, each.grad, each.before, each.behind).log()

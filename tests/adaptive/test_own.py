@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from schattor import AutoP, Schattor
 from schattor.adaptive.chooser import Chooser, Inputs
 from schattor.adaptive.own import OwnMoments
+from schattor.adaptive.samples import Samples
 
 F64 = torch.float64
 ALWAYS = AutoP(warmup=0, interval=1, smoothing=0.0, statistics="inputs", tokens=None)
@@ -30,13 +31,14 @@ def truth(*rows: Tensor) -> Tensor:
 def moments(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     """Second moments that blocks were chosen by, in the order they were asked for."""
     found: list[Tensor | None] = []
-    moment = Chooser.moment
+    samples = Chooser.samples
 
-    def watched(self: Chooser, inputs: Inputs) -> Tensor | None:
-        found.append(moment(self, inputs))
-        return found[-1]
+    def watched(self: Chooser, inputs: Inputs) -> Samples | None:
+        seen = samples(self, inputs)
+        found.append(None if seen is None else seen.moment())
+        return seen
 
-    monkeypatch.setattr(Chooser, "moment", watched)
+    monkeypatch.setattr(Chooser, "samples", watched)
     return found
 
 

@@ -526,30 +526,34 @@ def test_copies_of_a_model_have_their_own_sums() -> None:
 # Ranks.
 
 
-def rank_model() -> nn.ModuleList:
-    return nn.ModuleList(nn.Linear(6, 4) for _ in range(4))
+RANK_WIDTHS = (4, 6, 12, 20)  # of inputs: below, between and above the samples of both ranks
 
 
-def rank_inputs(rank: int) -> Tensor:
-    return torch.randn(5 + 3 * rank, 6, generator=torch.Generator("cpu").manual_seed(rank))
+def rank_inputs(rank: int, width: int) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(rank)
+    return torch.randn(5 + 3 * rank, width, generator=generator).bfloat16().float()
 
 
 def run_rank(rank: int, folder: str) -> None:
     join(rank, folder)
-    model = rank_model()
-    moments = InputMoments(model, model.parameters())
-    moments.record(True)
-    x = rank_inputs(rank)
-    model[0](x)
-    model[3](x)  # the same tensor: one sum for both
-    if rank == 1:
-        model[1](rank_inputs(rank))
-    moments.record(False)
-    moments.reduce()
-    found = [moments.moment(layer.weight) for layer in model]
-    sums = [moments.gram(layer.weight) for layer in model]
-    numbers = [None if each is None else int(each.number) for each in sums]
-    leave(rank, folder, (found, numbers))
+    found = {}
+    for width in RANK_WIDTHS:
+        model = nn.ModuleList(nn.Linear(width, 4) for _ in range(4))
+        moments = InputMoments(model, model.parameters())
+        moments.record(True)
+        x = rank_inputs(rank, width)
+        model[0](x)
+        model[3](x)  # the same tensor: one collection for both
+        if rank == 1:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                model[1](rank_inputs(rank, width).bfloat16())
+        moments.record(False)
+        moments.reduce()
+        seen = [moments.samples(layer.weight) for layer in model]
+        numbers = [None if each is None else int(each.number) for each in seen]
+        heights = [0 if each is None else each.height for each in seen]
+        found[width] = [moments.moment(layer.weight) for layer in model], numbers, heights
+    leave(rank, folder, found)
 
 
 def test_ranks_have_the_same_moments(tmp_path: Path) -> None:
@@ -557,13 +561,17 @@ def test_ranks_have_the_same_moments(tmp_path: Path) -> None:
 
     found = [torch.load(tmp_path / f"rank{rank}") for rank in range(2)]
 
-    for (both, one, none, same), numbers in found:
-        assert numbers == [13, 8, None, 13]
-        assert close(both, truth(rank_inputs(0), rank_inputs(1)))
-        assert torch.equal(both, same)
-        assert close(one, truth(rank_inputs(1)))
-        assert none is None
-    assert torch.equal(found[0][0][0], found[1][0][0])
+    for width in RANK_WIDTHS:
+        for rank in range(2):
+            (both, one, none, same), numbers, heights = found[rank][width]
+            assert numbers == [13, 8, None, 13]
+            assert heights == [min(13, width), min(8, width), 0, min(13, width)]
+            assert close(both, truth(rank_inputs(0, width), rank_inputs(1, width)))
+            assert torch.equal(both, same)
+            assert close(one, truth(rank_inputs(1, width)))
+            assert none is None
+        for ours, theirs in zip(found[0][width][0], found[1][width][0], strict=True):
+            assert ours is theirs is None or torch.equal(ours, theirs)
 
 
 def test_reducing_alone_changes_nothing() -> None:
