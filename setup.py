@@ -254,9 +254,10 @@ class BuildNative(build_ext):
         (folder / self.get_ext_filename(CUDA_OPS)).unlink(missing_ok=True)
 
     def _add_cuda(self, tools: Toolkit, settings: list[str]) -> None:
-        self.extensions.append(
-            Extension(CUDA_OPS, [*sources("kernels/*.cu"), "csrc/ops/cuda.cpp"], language="c++")
-        )
+        files = [*sources("kernels/*.cu"), "csrc/ops/cuda.cpp"]
+        extension = Extension(CUDA_OPS, files, language="c++")
+        extension._needs_stub = False  # which setuptools has asked of the others by now
+        self.extensions.append(extension)
         self.settings[CUDA_OPS] = settings
         host = ["-ccbin", os.environ["CXX"]] if "CXX" in os.environ else []
         flags = [*CUDA_FLAGS, *gencode(tools.architectures), "-Icsrc/kernels"]

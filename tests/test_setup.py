@@ -132,3 +132,23 @@ def test_another_major_version_is_refused(build: ModuleType, nvcc: Nvcc) -> None
     with pytest.raises(SystemExit, match=r"of 12.8 and torch of 13.0. Point CUDA_HOME to a CUDA"):
         build.toolkit(environment, "13.0", [])
     assert build.toolkit({**environment, "SCHATTOR_CUDA": "0"}, "13.0", []) == "SCHATTOR_CUDA=0"
+
+
+def test_the_cuda_library_goes_into_the_source_tree(
+    build: ModuleType, nvcc: Nvcc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from setuptools import Distribution
+
+    command = build.BuildNative(Distribution({"name": "schattor", "packages": ["schattor"]}))
+    command.ensure_finalized()
+    command.extensions, command.settings = [], {}
+    command._add_cuda(build.toolkit({"CUDA_HOME": str(nvcc("13.0"))}, "13.0", [(9, 0)]), [])
+    command.build_lib = str(tmp_path / "built")
+    for folder in ("built/schattor", "schattor"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "built/schattor/_ops_cuda.so").write_text("a library")
+    monkeypatch.chdir(tmp_path)
+
+    command.copy_extensions_to_source()
+
+    assert (tmp_path / "schattor/_ops_cuda.so").read_text() == "a library"
