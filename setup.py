@@ -317,7 +317,13 @@ if __name__ == "__main__":  # pip and setuptools run it so; tests import what is
         ext_modules=[
             Extension(
                 OPS,
-                sources("cpu/*.cpp", "ops/schemas.cpp", "ops/cpu.cpp", "ops/factorisations.cpp"),
+                sources(
+                    "cpu/*.cpp",
+                    "ops/schemas.cpp",
+                    "ops/cpu.cpp",
+                    "ops/chain_update.cpp",
+                    "ops/factorisations.cpp",
+                ),
                 language="c++",
             ),
             Extension(MODULE, sources("bindings/*.cpp"), language="c++"),

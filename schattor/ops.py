@@ -26,6 +26,7 @@ __all__ = [
     "Direction",
     "average_grams",
     "chain_direction",
+    "chain_update",
     "eigenpairs",
     "gather_momentum",
     "gather_weighted",
@@ -127,6 +128,61 @@ def chain_direction(
     """
     direction: Direction = _ops.chain_direction(wide, steps, weights, powers, gram, restarts)
     return direction
+
+
+def chain_update(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    momentum: Tensor,
+    ema: bool,
+    nesterov: bool,
+    size: float,
+    scratch: Tensor,
+    steps: list[float],
+    weights: Tensor,
+    powers: Tensor,
+    gram: bool,
+    restarts: list[int],
+    lr: Tensor,
+    factors: Tensor,
+    lengths: Tensor,
+    corrections: Tensor,
+    frobenius: bool,
+    regularized: bool,
+    decay: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`gather_momentum`, `chain_direction` and `scatter_update` of one matrix after the other.
+
+    On a processor alone: each matrix is in one core's cache all the while. ``scale = lr factors
+    lengths / |direction|``, by the norm of p or, if ``frobenius``, of the entries, times
+    ``dual = |M|_q / corrections`` if ``regularized``; 0 where the direction is. ``scratch``
+    ``[2 workers, rows, cols]`` is of the chain's dtype. Returns ``finite``, ``dual``,
+    ``|direction|_F^2`` and ``scale`` of each.
+    """
+    updated: tuple[Tensor, Tensor, Tensor, Tensor] = _ops.chain_update(
+        params,
+        grads,
+        momenta,
+        momentum,
+        ema,
+        nesterov,
+        size,
+        scratch,
+        steps,
+        weights,
+        powers,
+        gram,
+        restarts,
+        lr,
+        factors,
+        lengths,
+        corrections,
+        frobenius,
+        regularized,
+        decay,
+    )
+    return updated
 
 
 def squarings_direction(wide: Tensor, coefficients: list[float], powers: Tensor) -> Direction:
@@ -297,6 +353,13 @@ def _(x: Tensor, y: Tensor) -> Tensor:
 @torch.library.register_fake("schattor::weigh")
 def _(weights: Tensor, direction: Tensor) -> Tensor:
     return weights.new_empty(weights.shape[0], dtype=torch.float64)
+
+
+@torch.library.register_fake("schattor::chain_update")
+def _(params: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    finite = params[0].new_empty(len(params), dtype=torch.bool)
+    dual, square, scale = (finite.new_empty(len(params), dtype=torch.float64) for _ in range(3))
+    return finite, dual, square, scale
 
 
 @torch.library.register_fake("schattor::eigenpairs")

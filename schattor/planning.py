@@ -55,6 +55,11 @@ _GRAM_ASPECT = 2.0
 _THIN_ROWS = 32
 _THIN_ASPECT = 16
 
+# A processor's core takes the whole step of a matrix whose gradient, moment, weight and two batches
+# its cache holds; products of more operations are divided among cores (csrc/cpu/team.h).
+_MOST_CACHED = 2**17
+_MOST_ALONE = 192**3
+
 # On the Gram side a small eigenvalue grows by the square of the product of the steps' linear
 # coefficients, and so does its rounding: that growth times the unit roundoff may reach this in the
 # first segment, and this in later ones, whose eigenvalues start larger. Measured: 7 steps need no
@@ -78,7 +83,7 @@ class Plan:
     dtype: of the wide batch. depth, coefficients, gram, restarts: of the chain. polynomial: of the
     squarings. rank: triples that the partial SVD keeps, of `columns` iterated `iterations` times.
     size: Frobenius norm that `gather_momentum` gives each matrix, a power of two. engine: of the
-    chain's products.
+    chain's products. fused: whether an optimizer's step may be one `chain_update`.
     """
 
     route: Route
@@ -93,6 +98,7 @@ class Plan:
     iterations: int = 0
     size: float = 1.0
     engine: measured.Engine = "kernels"
+    fused: bool = False
     reason: str = ""
 
     def __str__(self) -> str:
@@ -325,6 +331,9 @@ def _chain(
     found = Plan("chain", stored, depth, coefficients, gram, restarts, reason=reason)
     if stored == torch.float16:
         found = replace(found, size=_float16_size(rows))
+    if facts.kind == "cpu" and facts.native:
+        small = rows * cols <= _MOST_CACHED and rows * rows * cols < _MOST_ALONE
+        found = replace(found, fused=small)
     if facts.kind == "cuda" and facts.native:
         name = str(stored).removeprefix("torch.")
         engine, why_engine = measured.chain_engine(facts.level, name, rows, cols, gram)

@@ -308,6 +308,8 @@ def cases() -> dict[str, tuple[object, tuple[object, ...]]]:
     )
     params = [torch.randn(4, 6) for _ in range(2)]
     scatter = (params, views, moments, wide, numbers, decay, momentum, True, finite)
+    rules = (views, moments, momentum, True, True, 1.0, wide.clone())
+    sizes = (number(0.1), numbers, numbers, numbers, True, False, decay)
     library = torch.ops.schattor
     return {
         "chain_direction": (library.chain_direction.default, chain),
@@ -319,6 +321,7 @@ def cases() -> dict[str, tuple[object, tuple[object, ...]]]:
         "inner_products": (library.inner_products.default, (wide, wide)),
         "gather_momentum": (library.gather_momentum.default, gather),
         "scatter_update": (library.scatter_update.default, scatter),
+        "chain_update": (library.chain_update.default, (params, *rules, *chain[1:], *sizes)),
     }
 
 
@@ -354,6 +357,14 @@ def test_opcheck(name: str) -> None:
             r"params\[1\] must be",
         ),
         ("scatter_update", 4, torch.zeros(3, dtype=F64), r"scale must have shape \(2,\)"),
+        ("chain_update", 1, [torch.zeros(4, 6)], "grads must hold 2 tensors"),
+        ("chain_update", 2, [torch.zeros(6, 4)] * 2, r"momenta\[0\] must have shape \(4, 6\)"),
+        ("chain_update", 6, 3.0, "size must be a power of two, got 3"),
+        ("chain_update", 7, torch.zeros(3, 4, 6), "scratch must hold two matrices a worker, got 3"),
+        ("chain_update", 8, [1.0], "steps must hold three numbers"),
+        ("chain_update", 12, [9], "restarts must rise"),
+        ("chain_update", 13, torch.zeros(2, dtype=F64), r"lr must have shape \(\)"),
+        ("chain_update", 15, torch.zeros(3, dtype=F64), r"lengths must have shape \(2,\)"),
     ],
 )
 def test_bad_arguments_are_named(

@@ -142,6 +142,26 @@ struct ChainArgs {
 };
 void chain_direction(const ChainArgs& args, const Parallel& parallel);
 
+// gather_momentum, chain_direction and scatter_update of one matrix after the other, each while it
+// is in a core's cache, one to a worker. What the three share must be the same in all, and what
+// differs by matrix comes from here.
+struct ChainUpdateArgs {
+  GatherArgs gather;    // but wide
+  ChainArgs chain;      // but wide and direction.data
+  ScatterArgs scatter;  // but direction and scale
+  int64_t workers;      // at least 1
+  void* scratch;        // (2 workers, rows, cols) in the dtype of the chain
+  // scale = lr factors lengths / |direction|, by the norm of p, or frobenius; times dual where
+  // regularized; 0 where the direction is.
+  double lr;
+  const double *factors, *lengths;  // (batch)
+  const double* corrections;        // (batch) what dual is divided by
+  bool frobenius, regularized;
+  double* dual;   // (batch) |M|_q
+  double* scale;  // (batch)
+};
+void chain_update(const ChainUpdateArgs& args, const Parallel& parallel);
+
 // Bytes of workspace that chain_direction allocates, all threads together.
 int64_t chain_workspace_bytes(const ChainArgs& args, int threads);
 

@@ -1,5 +1,5 @@
-// Memory that a call works in. One block is kept for the next call, for fresh pages cost a small
-// matrix a sixth of its time.
+// Memory that a call works in. Each thread keeps one block for its next call, for fresh pages cost
+// a small matrix a sixth of its time.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,7 @@ class Workspace {
     std::unique_ptr<char, Free> memory;
     int64_t bytes = 0;
   };
-  struct Kept;
-  static Kept& kept();
+  static Block& kept();
 
   Block block_;
 };

@@ -2,7 +2,6 @@
 // share.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -57,9 +56,7 @@ struct Arguments {
       check.views("grads", grads, batch, rows, cols);
       if (!momenta.empty()) check.views("momenta", momenta, batch, rows, cols);
       check.numbers("momentum", momentum, {});
-      int exponent;
-      check.require(std::isfinite(size) && size > 0 && std::frexp(size, &exponent) == 0.5,
-                    "size must be a power of two, got ", size);
+      check.power_of_two("size", size);
       check.numbers("norms", norms, {batch});
       check.flags("finite", finite, batch);
       check.devices("grads", grads, "wide", wide);
@@ -85,6 +82,29 @@ struct Arguments {
       args.finite = static_cast<uint8_t*>(finite.data_ptr());
       args.second = second;
       Key::run(args, wide);
+    }
+  };
+
+  // A chain on matrices like those of `wide`, of which dtype and shape alone are looked at.
+  struct Chaining {
+    const Tensor& wide;
+    const std::vector<double>& steps;
+    const Tensor &weights, &powers;
+    bool gram;
+    const std::vector<int64_t>& restarts;
+
+    typename Key::ChainArgs args(int64_t batch) const {
+      typename Key::ChainArgs args{};
+      args.batch = batch, args.rows = wide.size(1), args.cols = wide.size(2);
+      args.dtype = dtype_of(wide);
+      args.depth = static_cast<int64_t>(steps.size()) / 3;
+      args.steps = steps.data();
+      args.weights = numbers_of(weights);
+      args.powers = numbers_of(powers);
+      args.gram = gram;
+      args.restarts = restarts.data();
+      args.restart_count = restarts.size();
+      return args;
     }
   };
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cmath>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
@@ -91,6 +92,28 @@ class Checks {
     require(t.scalar_type() == ScalarType::Bool, name, " must be bool, got ",
             torch::headeronly::toString(t.scalar_type()));
     contiguous(name, t);
+  }
+
+  void power_of_two(const char* name, double value) const {
+    int exponent;
+    require(std::isfinite(value) && value > 0 && std::frexp(value, &exponent) == 0.5, name,
+            " must be a power of two, got ", value);
+  }
+
+  // A chain's coefficients, three a step, and the steps after which its Gram side begins anew.
+  // Returns how many steps there are.
+  int64_t chain(const std::vector<double>& steps, const std::vector<int64_t>& restarts,
+                int64_t most) const {
+    require(!steps.empty() && steps.size() % 3 == 0, "steps must hold three numbers a step, got ",
+            steps.size());
+    const int64_t depth = static_cast<int64_t>(steps.size()) / 3;
+    require(depth <= most, "steps must be at most ", most, " steps here, got ", depth);
+    for (size_t i = 0; i < restarts.size(); ++i) {
+      const int64_t previous = i == 0 ? 0 : restarts[i - 1];
+      require(restarts[i] > previous && restarts[i] < depth, "restarts must rise within 1 .. ",
+              depth - 1, ", got ", restarts[i], " at ", i);
+    }
+    return depth;
   }
 
   // (batch, rows, cols), rows <= cols, contiguous, of a floating dtype.

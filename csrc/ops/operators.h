@@ -130,34 +130,17 @@ class Operators : Arguments<Key> {
                                   Tensor powers, bool gram, std::vector<int64_t> restarts) {
     const Checks check("chain_direction");
     check.wide_batch("wide", wide);
-    check.require(!steps.empty() && steps.size() % 3 == 0,
-                  "steps must hold three numbers a step, got ", steps.size());
-    const int64_t batch = wide.size(0), depth = static_cast<int64_t>(steps.size()) / 3;
-    check.require(depth <= Key::kMostSteps, "steps must be at most ", Key::kMostSteps,
-                  " steps here, got ", depth);
+    const int64_t batch = wide.size(0), depth = check.chain(steps, restarts, Key::kMostSteps);
     check.numbers("weights", weights, {batch, depth + 1});
     check.numbers("powers", powers, {batch});
-    for (size_t i = 0; i < restarts.size(); ++i) {
-      const int64_t previous = i == 0 ? 0 : restarts[i - 1];
-      check.require(restarts[i] > previous && restarts[i] < depth,
-                    "restarts must rise within 1 .. ", depth - 1, ", got ", restarts[i], " at ", i);
-    }
     check.device("weights", weights, "wide", wide);
     check.device("powers", powers, "wide", wide);
 
     const Directed out = new_direction(wide);
     if (batch == 0) return out;
-    typename Key::ChainArgs args{};
-    args.batch = batch, args.rows = wide.size(1), args.cols = wide.size(2);
-    args.dtype = dtype_of(wide);
+    const Chaining chaining{wide, steps, weights, powers, gram, restarts};
+    typename Key::ChainArgs args = chaining.args(batch);
     args.wide = wide.data_ptr();
-    args.depth = depth;
-    args.steps = steps.data();
-    args.weights = numbers_of(weights);
-    args.powers = numbers_of(powers);
-    args.gram = gram;
-    args.restarts = restarts.data();
-    args.restart_count = restarts.size();
     args.direction = direction_of(out);
     Key::run(args, wide);
     return out;
@@ -281,6 +264,7 @@ class Operators : Arguments<Key> {
  private:
   using Arguments = ops::Arguments<Key>;
   using Gathering = typename Arguments::Gathering;
+  using Chaining = typename Arguments::Chaining;
   using Scattering = typename Arguments::Scattering;
   using Views = typename Arguments::Views;
   using Arguments::dtype_of, Arguments::is_double, Arguments::numbers_of, Arguments::views_of;

@@ -37,6 +37,12 @@ STABLE_TORCH_LIBRARY(schattor, library) {
   library.def(
       "average_grams(Tensor(a!) factors, Tensor wide, bool right, Tensor decay, Tensor share)"
       " -> ()");
+  library.def(
+      "chain_update(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor momentum,"
+      " bool ema, bool nesterov, float size, Tensor(c!) scratch, float[] steps, Tensor weights,"
+      " Tensor powers, bool gram, int[] restarts, Tensor lr, Tensor factors, Tensor lengths,"
+      " Tensor corrections, bool frobenius, bool regularized, Tensor decay)"
+      " -> (Tensor finite, Tensor dual, Tensor square, Tensor scale)");
   library.def("eigenpairs(Tensor factors) -> (Tensor values, Tensor vectors, Tensor sound)");
   library.def(
       "power_step(Tensor factors, Tensor bases, bool sort) -> (Tensor bases, Tensor orders)");

@@ -124,6 +124,8 @@ class Bucket:
         spec = preconditioner_of(group)
         self.inside = None if spec is None else Preconditioned(spec, key.device)
         self.graft = Graft(scale_of(group)) if scale_of(group) in GRAFTS else None
+        self.fused = False
+        """Whether one operator takes whole steps of this bucket."""
         self.chosen = Chosen(chooser) if chooser is not None and group["p"] == "auto" else None
         self.taken = self.powers
         self._entries: Entries = []
@@ -217,6 +219,9 @@ class Bucket:
         outer = outer_exponent(self._who, group, power)
         old, self._plan = self._plan, self._planned(group, power)
         self.power, self.outer, self.scale = power, outer, scale_of(group)
+        self.fused = (
+            self.plan.fused and outer is None and self.inside is None and self.graft is None
+        )
         lengths = shape_factors(self.scale, power, self._fans, pin_ratio(group))
         self._width = lengths[0]
         self.powers = self._rewritten(self.powers, [power] * len(self.params))

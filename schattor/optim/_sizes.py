@@ -16,7 +16,7 @@ from torch import Tensor
 from schattor.directions import Directions, over
 from schattor.theory import exponents
 
-__all__ = ["GRAFTS", "RMS", "couple", "shape_factors", "unit_factors"]
+__all__ = ["GRAFTS", "RMS", "by_frobenius", "couple", "shape_factors", "unit_factors"]
 
 RMS = 0.2
 """Root mean square of AdamW's update relative to its learning rate (Moonlight, 2502.16982)."""
@@ -51,12 +51,17 @@ def shape_factors(
     return [min(m, n) ** exponent * math.sqrt(max(1.0, m / n)) for m, n in fans]
 
 
+def by_frobenius(scale: str) -> bool:
+    """Whether a scale measures directions by the Frobenius norm, not by that of p."""
+    return scale in _FROBENIUS
+
+
 def unit_factors(scale: str, found: Directions) -> Tensor:
     """Factors ``[batch]`` that bring raw directions to unit size.
 
     The size is the norm of p, or the Frobenius norm for the scales that measure it.
     """
-    if scale in _FROBENIUS:
+    if by_frobenius(scale):
         return over(torch.ones_like(found.square), found.square.sqrt())
     return over(found.dual, found.inner)
 

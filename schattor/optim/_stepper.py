@@ -15,8 +15,9 @@ from schattor.adaptive.chooser import Chooser
 from schattor.blocks import block_views
 from schattor.directions import Directions, wide_direction
 from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source
-from schattor.optim._chosen import Seen, inputs_of
+from schattor.optim._chosen import Chosen, Seen, inputs_of
 from schattor.optim._entries import suffixes
+from schattor.optim._fused import correction, fused_step
 from schattor.optim._graft import Grafted
 from schattor.optim._groups import (
     block_weight,
@@ -136,6 +137,9 @@ class Stepper:
         coupled: dict[tuple[str, float], list[_Directed]] = {}
         for bucket in self.buckets:
             group = groups[bucket.key.group_index]
+            if bucket.fused:
+                self._fused(bucket, group)
+                continue
             for chunk in bucket.chunks:
                 directed = self._direct(bucket, chunk, group)
                 if bucket.outer is None:
@@ -248,31 +252,55 @@ class Stepper:
             for (bucket, position, tall), view in zip(source.places, views, strict=True):
                 bucket.grads[position] = view.t() if tall else view
 
-    def _direct(self, bucket: Bucket, chunk: slice, group: Group) -> _Directed:
+    def _fused(self, bucket: Bucket, group: Group) -> None:
+        """A step of small blocks that know nothing of each other."""
+        if self._choosing(bucket) is not None:
+            for chunk in bucket.chunks:
+                wide, _, _ = self._gather(bucket, chunk, group)
+                self._choose(bucket, chunk, wide, bucket.grads[chunk], None)
+        count = 2 * min(torch.get_num_threads(), len(bucket.params))
+        scratch = self._wide(bucket, (count, bucket.key.rows, bucket.key.cols))
+        self._remember(bucket, *fused_step(bucket, group, scratch))
+
+    def _gather(self, bucket: Bucket, chunk: slice, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+        """A chunk's wide batch, norms and flags, without a preconditioner."""
+        wide, norms, finite = self._batch(bucket, chunk)
+        momenta, rate = bucket.momenta[chunk], bucket.momentum
+        ema, nesterov = group["momentum_form"] == "ema", group["nesterov"]
+        rule = (rate, ema, nesterov, bucket.plan.size)
+        ops.gather_momentum(bucket.grads[chunk], momenta, *rule, wide, norms, finite)
+        norms /= correction(bucket, group)[chunk]
+        return wide, norms, finite
+
+    def _batch(self, bucket: Bucket, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a chunk is gathered."""
         count, device = chunk.stop - chunk.start, bucket.key.device
-        shape = (count, bucket.key.rows, bucket.key.cols)
+        wide = self._wide(bucket, (count, bucket.key.rows, bucket.key.cols))
         norms = torch.empty(count, dtype=bucket.lr.dtype, device=device)
-        finite = torch.empty(count, dtype=torch.bool, device=device)
+        return wide, norms, torch.empty(count, dtype=torch.bool, device=device)
+
+    def _direct(self, bucket: Bucket, chunk: slice, group: Group) -> _Directed:
         grads, momenta, size = bucket.grads[chunk], bucket.momenta[chunk], bucket.plan.size
         mixture = None if bucket.chain_weights is None else bucket.chain_weights[chunk]
         numbers = (bucket.powers[chunk], mixture, bucket.plan)
         inside, rate = bucket.inside, bucket.momentum
         if inside is None:
-            ema, nesterov = group["momentum_form"] == "ema", group["nesterov"]
-            entered, wide = Entered(grads), self._wide(bucket, shape)
-            ops.gather_momentum(grads, momenta, rate, ema, nesterov, size, wide, norms, finite)
-            if group["bias_correction"] and ema and momenta:
-                norms /= 1 - rate ** (bucket.taken[chunk] + 1 + nesterov)
+            entered = Entered(grads)
+            wide, norms, finite = self._gather(bucket, chunk, group)
             self._choose(bucket, chunk, wide, grads, None)
             found = wide_direction(wide, *numbers)
         else:
             entered = inside.enter(chunk, grads, group)
-            wide = self._wide(bucket, shape)
+            wide, norms, finite = self._batch(bucket, chunk)
             outside = inside.gather(chunk, entered, momenta, rate, group, size, wide, norms, finite)
             self._choose(bucket, chunk, wide, grads, outside)
             found = inside.leave(chunk, wide_direction(wide, *numbers), outside)
         directed = _Directed(bucket, chunk, entered, found, norms, finite)
         return directed if bucket.graft is None else _grafted(directed, grads, group)
+
+    def _choosing(self, bucket: Bucket) -> Chosen | None:
+        """The choice of a bucket's p, where it is made from data and this step records."""
+        return bucket.chosen if self.chooser is not None and self.chooser.due else None
 
     def _choose(
         self,
@@ -282,12 +310,13 @@ class Stepper:
         grads: list[Tensor],
         outside: Tensor | None,
     ) -> None:
-        """Choose p of a chunk's blocks, where it is chosen from data and this step records."""
-        if bucket.chosen is not None and self.chooser is not None and self.chooser.due:
+        """Choose p of a chunk's blocks, if it is time."""
+        chosen = self._choosing(bucket)
+        if chosen is not None and self.chooser is not None:
             means = (bucket.key.group_index, bucket.momentum, bucket.taken[chunk])
             kept = (bucket.momenta[chunk], self.chooser.averages(*means))
             seen = Seen(chunk, wide, grads, *kept, bucket.inside, outside)
-            bucket.chosen.choose(seen, bucket.powers, bucket.chain_weights)
+            chosen.choose(seen, bucket.powers, bucket.chain_weights)
             self.chooser.remember(bucket.names[chunk], bucket.powers[chunk])
 
     def _wide(self, bucket: Bucket, shape: tuple[int, int, int]) -> Tensor:
@@ -326,12 +355,18 @@ class Stepper:
             inside.learn(chunk, directed.entered, momenta, moving, group)
         if bucket.graft is not None and directed.grafted is not None:
             bucket.graft.learn(chunk, directed.grafted, moving)
-        bucket.measured.append(Measured(directed.dual_norms, found.square, scale))
+        self._remember(bucket, directed.finite, directed.dual_norms, found.square, scale)
+
+    def _remember(
+        self, bucket: Bucket, finite: Tensor, dual: Tensor, square: Tensor, scale: Tensor
+    ) -> None:
+        """What a step knew, and how many of its blocks did not move since they were not finite."""
+        bucket.measured.append(Measured(dual, square, scale))
         count = self.nonfinite.get(bucket.key.device)
         if count is None:
             count = torch.zeros((), dtype=torch.int64, device=bucket.key.device)
             self.nonfinite[bucket.key.device] = count
-        count.add_(directed.finite.logical_not().sum())
+        count.add_(finite.logical_not().sum())
 
 
 def _grafted(directed: _Directed, grads: list[Tensor], group: Group) -> _Directed:
