@@ -48,7 +48,8 @@ CPU_SOURCES := $(wildcard csrc/cpu/*.cpp)
 CPU_HEADERS := $(wildcard csrc/cpu/*.h csrc/cpu/*.inc tests/*.h tests/cpu/*.h)
 CPU_TESTS := $(patsubst tests/cpu/test_%.cpp,$(BUILD)/cpu/test_%,$(wildcard tests/cpu/test_*.cpp))
 SANITIZE := -std=c++17 -O1 -g -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra \
-  -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/cpu -Itests/cpu -DSCHATTOR_EMULATE_AMX
+  -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/cpu -Itests/cpu -DSCHATTOR_EMULATE_AMX \
+  -DSCHATTOR_EMULATE_FLOAT16
 
 $(BUILD)/cpu/%.o: csrc/cpu/%.cpp $(CPU_HEADERS)
 	@mkdir -p $(@D)
@@ -60,7 +61,7 @@ $(BUILD)/cpu/test_%: tests/cpu/test_%.cpp $(CPU_SOURCES:csrc/cpu/%.cpp=$(BUILD)/
 .PRECIOUS: $(BUILD)/cpu/%.o
 
 # Every instruction set that this processor has, under the address and undefined-behaviour
-# sanitizers; AMX tiles in software.
+# sanitizers; AMX tiles and float16 vectors in software.
 test-cpp:
 	@echo "== C++ kernels under sanitizers"
 	@$(MAKE) --no-print-directory -j2 $(CPU_TESTS)

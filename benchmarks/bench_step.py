@@ -30,8 +30,9 @@ from schattor import planning
 from schattor.theory import cost
 
 # Without steps: the default depth of the chain's dtype.
-OURS: dict[str, dict[str, float]] = {
+OURS: dict[str, dict[str, Any]] = {
     "Schattor p=inf K=5": {"steps": 5},
+    "Schattor p=inf K=5 float16": {"steps": 5, "chain_dtype": torch.float16},
     "Schattor p=3 K=5": {"steps": 5, "p": 3.0},
     "Schattor p=inf": {},
     "Schattor p=3": {"p": 3.0},
@@ -54,7 +55,7 @@ def optimizers(shapes: list[Shape], device: torch.device = CPU) -> dict[str, tor
     return made
 
 
-def captured(shapes: list[Shape], options: dict[str, float], device: torch.device) -> Any:
+def captured(shapes: list[Shape], options: dict[str, Any], device: torch.device) -> Any:
     """Our step as one graph, which follows learning rate and p; returns its replay."""
     optimizer = schattor.Schattor(
         _weights(shapes, False, device), lr=1e-3, capturable=True, **options
@@ -96,29 +97,35 @@ def polar_error(name: str, shape: Shape, device: torch.device) -> float:
     return float((direction / direction.norm() - polar / polar.norm()).norm())
 
 
+def _rate_of(dtype: torch.dtype, device: torch.device) -> float:
+    """Of products, in units of `measure_peak`: a vector holds twice as many float16."""
+    vectors = planning.device_facts(device).level in ("avx512_fp16", "amx")
+    return 2.0 if device.type == "cpu" and dtype == torch.float16 and vectors else 1.0
+
+
 @dataclass(frozen=True)
 class Floor:
-    """The least that a step of this depth must do."""
+    """The least that a step of this depth must do, where two flops in float16 count as one."""
 
     flops: float
     bytes: float
     seconds: float
 
 
-def floor(
-    shapes: list[Shape], options: dict[str, float], peak: Peak, device: torch.device
-) -> Floor:
+def floor(shapes: list[Shape], options: dict[str, Any], peak: Peak, device: torch.device) -> Floor:
     """Operations of the planned chains, and bytes of one read and one write of everything."""
     facts = planning.device_facts(device)
     itemsize = 2 if device.type == "cuda" else 4
     flops = moved = 0.0
     for shape, count in Counter(shapes).items():
         rows, cols = sorted(flattened(shape))
-        plan = planning.plan(0.0, rows, cols, torch.float32, facts, steps=options.get("steps"))
+        chosen = {name: options.get(name) for name in ("steps", "chain_dtype")}
+        plan = planning.plan(0.0, rows, cols, torch.float32, facts, **chosen)
         segments = len(plan.restarts) + 1
-        flops += count * cost.chain_flops(
+        chain = cost.chain_flops(
             rows, cols, plan.depth, gram=plan.gram, segments=segments, symmetric=True
         )
+        flops += count * chain / _rate_of(plan.dtype, device)
         moved += count * cost.scatter_bytes(
             rows * cols, param=itemsize, grad=itemsize, momentum=itemsize, wide=0
         )
@@ -134,7 +141,7 @@ def _resident(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def _step_memory(name: str, options: dict[str, float]) -> int:
+def _step_memory(name: str, options: dict[str, Any]) -> int:
     """Bytes that a step holds beyond weights, gradients and moments, at most."""
     made = schattor.Schattor(_weights(SETS[name], False, CPU), lr=1e-3, **options)
     made.step()
@@ -144,7 +151,7 @@ def _step_memory(name: str, options: dict[str, float]) -> int:
     return _resident("VmHWM") - before
 
 
-def step_memory(name: str, options: dict[str, float], device: torch.device) -> int:
+def step_memory(name: str, options: dict[str, Any], device: torch.device) -> int:
     """As above; on a processor in a fresh process, where nothing else is freed and taken again."""
     if device.type == "cuda":
         made = schattor.Schattor(_weights(GPU_SETS[name], False, device), lr=1e-3, **options)
@@ -161,7 +168,7 @@ def _row(name: str, timing: Timing, muon: Timing, least: Floor | None, error: fl
     floor_text = f"{1e3 * least.seconds:9.2f}" if least else " " * 9
     error_text = f"{100 * error:8.2f}%" if error is not None else " " * 9
     return (
-        f"  {name:<20} {1e3 * timing.median:9.2f} {1e3 * timing.lower:9.2f}"
+        f"  {name:<26} {1e3 * timing.median:9.2f} {1e3 * timing.lower:9.2f}"
         f" {1e3 * timing.upper:9.2f} {muon.median / timing.median:7.2f}x {floor_text} {error_text}"
     )
 

@@ -2,12 +2,15 @@
 
 from typing import Literal
 
-CpuLevel = Literal["baseline", "avx2", "avx512", "amx"]
+CpuLevel = Literal["baseline", "avx2", "avx512", "avx512_fp16", "amx"]
 ChainKernel = Literal["small", "thin", "tiles", "hopper"]
 
 def build_info() -> dict[str, str]: ...
 def cpu_level() -> CpuLevel: ...
 def detected_cpu_level() -> CpuLevel: ...
+
+# Those that can be forced, in rising order.
+def cpu_levels() -> list[CpuLevel]: ...
 def force_cpu_level(level: CpuLevel) -> None: ...
 def chain_workspace_bytes(
     batch: int, rows: int, cols: int, dtype: str, depth: int, gram: bool, threads: int

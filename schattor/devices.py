@@ -15,8 +15,8 @@ class DeviceFacts(NamedTuple):
     """What planning knows of a device.
 
     kind: torch's device type; native: whether our kernels serve it; level: the instruction set in
-    force on a processor ("baseline", "avx2", "avx512", "amx"), the compute capability of a GPU of
-    CUDA ("sm_90"), empty elsewhere.
+    force on a processor ("baseline", "avx2", "avx512", "avx512_fp16", "amx"), the compute
+    capability of a GPU of CUDA ("sm_90"), empty elsewhere.
     """
 
     kind: str

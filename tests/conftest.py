@@ -1,18 +1,33 @@
 """Fixtures that every test may use: seeds, and the instruction sets of this processor.
 
-``pytest --device cuda`` runs the whole suite on a GPU: tensors are made there by default.
+``pytest --device cuda`` runs the whole suite on a GPU: tensors are made there by default, from
+numbers that are drawn on the processor, the same for every device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from schattor import _C
 
-LEVELS = ("baseline", "avx2", "avx512", "amx")
+DRAWS = (torch.randn, torch.rand, torch.randint, torch.randperm, torch.normal)
+
+
+class DrawnOnProcessor(TorchFunctionMode):
+    """Random numbers come from the processor's generators, wherever they are wanted."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in DRAWS or kwargs.get("device") is not None:
+            return func(*args, **kwargs)
+        return func(*args, **kwargs | {"device": "cpu"}).to(torch.get_default_device())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     device = config.getoption("--device")
     if device != "cpu":
         torch.set_default_device(device)
+        DrawnOnProcessor().__enter__()  # for good
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +46,7 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=LEVELS[: LEVELS.index(_C.detected_cpu_level()) + 1])
+@pytest.fixture(params=_C.cpu_levels())
 def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set that this processor has, in turn, forced."""
     before = _C.cpu_level()

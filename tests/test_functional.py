@@ -111,6 +111,38 @@ def test_half_precision_chain_errs_as_plain_torch(
         assert within_ratio(found, twin, truth)
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (250, 250), (96, 144), (64, 300), (300, 1000)])
+@pytest.mark.parametrize("p", [3.0, math.inf])
+def test_float16_chain_is_within_three_per_cent(
+    p: float, shape: tuple[int, int], cpu_level: str
+) -> None:
+    for matrix in (log_uniform(*shape, 4e-3), log_uniform(*shape, 5e-2), repeated(*shape)):
+        x = matrix.value.float()
+        found = schatten_direction(x, p, chain_dtype=torch.float16)
+
+        error = relative(found, matrix.direction(power(p)))
+        assert error < 0.015
+        if shape[0] == shape[1]:  # sums of 192 terms at once, rounded to float16, leave more
+            assert error < 0.0055
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (200, 260), (64, 256), (96, 1600)])
+def test_float16_sums_err_at_most_twice_as_plain_torch(shape: tuple[int, int]) -> None:
+    """Also where the smallest singular values are lost in the rounding of the input."""
+    for matrix in (log_uniform(*shape, 3.31e-4), harmonic(*shape)):
+        x = matrix.scaled(1 / matrix.norm(2)).value.float()
+        plan = planning.plan(
+            0.0, *shape, x.dtype, planning.device_facts(x.device), chain_dtype=torch.float16
+        )
+        found = schatten_direction(x, chain_dtype=torch.float16)
+
+        weights = torch.tensor([planning.chain_weights(0.0, plan)], dtype=F64)
+        wide = (plan.size * x)[None].half()
+        steps, powers = planning.chain_steps(plan), torch.zeros(1, dtype=F64)
+        twin, _, _ = portable.chain_direction(wide, steps, weights, powers, False, [])
+        assert within_ratio(found, twin[0], matrix.direction(0.0))
+
+
 @pytest.mark.parametrize("p", DIALS)
 def test_chain_keeps_its_band(p: float) -> None:
     for depth in chains.depths():

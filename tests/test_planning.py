@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,6 +156,17 @@ def test_restarts_are_steps_of_the_chain(coefficients: str, dtype: torch.dtype) 
         restarts = chain(8, 80, GPU, **settings).restarts
         assert sorted(set(restarts)) == list(restarts)
         assert all(1 <= k < depth for k in restarts)
+
+
+def test_float16_vectors_keep_to_the_direct_form_for_longer() -> None:
+    vectors = DeviceFacts("cpu", True, "avx512_fp16")
+
+    def found(facts: DeviceFacts, cols: int) -> planning.Plan:
+        return planning.plan(0.0, 64, cols, F32, facts, chain_dtype=F16)
+
+    assert found(AVX, 128).gram and not found(vectors, 128).gram
+    assert found(vectors, 160) == replace(found(AVX, 160), reason=found(vectors, 160).reason)
+    assert planning.plan(0.0, 64, 64, F32, vectors).dtype == F32
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_gather_follows_the_momentum_rule(dtype: torch.dtype, nesterov: bool, em
     for i in range(2):
         new = 0.9 * momenta[i].double() + share * grads[i].double()
         applied = 0.9 * new + share * grads[i].double() if nesterov else new
-        assert norms[i] == pytest.approx(float(applied.norm()), rel=1e-6)
+        assert float(norms[i]) == pytest.approx(float(applied.norm()), rel=1e-6)
         assert relative(wide[i], applied / applied.norm()) < 2 * ROUNDING[dtype] + 1e-6
         assert torch.equal(momenta[i], kept[i])
     assert finite.all()
@@ -76,7 +76,7 @@ def test_gather_norms_of_tiny_and_huge_matrices(scale: float) -> None:
 
     portable.gather_momentum([grad], [], number(0.0), False, False, 1.0, wide, norms, finite)
 
-    assert norms[0] == pytest.approx(float(grad.double().norm()), rel=1e-6)
+    assert float(norms[0]) == pytest.approx(float(grad.double().norm()), rel=1e-6)
     assert relative(wide[0], grad.double() / grad.double().norm()) < 1e-6
 
 

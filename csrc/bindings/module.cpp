@@ -7,6 +7,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../cpu/kernels.h"
 #include "cuda_library.h"
@@ -15,7 +16,8 @@ namespace {
 
 using schattor::cpu::Level;
 
-constexpr std::array<const char*, 4> kLevelNames = {"baseline", "avx2", "avx512", "amx"};
+constexpr std::array<const char*, 5> kLevelNames = {"baseline", "avx2", "avx512", "avx512_fp16",
+                                                    "amx"};
 // In the order of schattor::cpu::Dtype and schattor::cuda::Dtype.
 constexpr std::array<const char*, 4> kDtypeNames = {"float64", "float32", "bfloat16", "float16"};
 
@@ -29,8 +31,16 @@ void force_cpu_level(const std::string& name) {
         "force_cpu_level: level must be one that the processor has, up to " +
         name_of(schattor::cpu::detected_level()) + ", got " + name);
   }
-  throw std::invalid_argument("force_cpu_level: level must be baseline, avx2, avx512 or amx, got " +
-                              name);
+  throw std::invalid_argument(
+      "force_cpu_level: level must be baseline, avx2, avx512, avx512_fp16 or amx, got " + name);
+}
+
+std::vector<std::string> cpu_levels() {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < kLevelNames.size(); ++i) {
+    if (schattor::cpu::has_level(static_cast<Level>(i))) names.emplace_back(kLevelNames[i]);
+  }
+  return names;
 }
 
 int dtype_named(const char* who, const std::string& name) {
@@ -81,6 +91,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info);
   module.def("cpu_level", [] { return name_of(schattor::cpu::level()); });
   module.def("detected_cpu_level", [] { return name_of(schattor::cpu::detected_level()); });
+  module.def("cpu_levels", &cpu_levels);
   module.def("force_cpu_level", &force_cpu_level, arg("level"));
   module.def("chain_workspace_bytes", &chain_workspace_bytes, arg("batch"), arg("rows"),
              arg("cols"), arg("dtype"), arg("depth"), arg("gram"), arg("threads"));

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "held.h"
 #include "levels.h"
 #include "strips.h"
 
@@ -44,8 +45,8 @@ void put_empty(const Args& args) {
 // The direction of a zero matrix is zero, and that of one with an inf or a NaN is NaN: every entry
 // of value, and inner and square as well.
 template <typename T, typename Args>
-void put_constant(const Args& args, int64_t index, T value) {
-  const RowLoops<T>& rows = kernels().rows.in<T>();
+void put_constant(const Args& args, int64_t index, Scalar<T> value) {
+  const RowLoops<Scalar<T>>& rows = kernels().rows.in<Scalar<T>>();
   char* to = direction_of(args, index);
   const int64_t size = args.rows * args.cols, bytes = size_of(args.dtype);
   for (int64_t i = 0; i < size; ++i) rows.store(&value, 1, args.dtype, 1, to + i * bytes);
@@ -76,7 +77,7 @@ class Mixture {
 template <typename T, typename Args>
 bool is_regular(const Args& args, int64_t index, double norm) {
   if (norm > 0 && std::isfinite(norm)) return true;
-  put_constant<T>(args, index, norm == 0 ? T{0} : std::numeric_limits<T>::quiet_NaN());
+  put_constant<T>(args, index, norm == 0 ? 0 : std::numeric_limits<Scalar<T>>::quiet_NaN());
   return false;
 }
 
@@ -84,10 +85,16 @@ bool is_regular(const Args& args, int64_t index, double norm) {
 struct Step {
   double a, b, c;
 
-  // The same step for X scaled by so much.
-  Step scaled(double scale) const {
-    const double square = scale * scale;
+  // The same step for X and A scaled by so much, which may be other than the square of X's.
+  Step scaled(double scale, double square) const {
     return {a * scale, b * scale * square, c * scale * square * square};
+  }
+  Step scaled(double scale) const { return scaled(scale, scale * scale); }
+
+  // Given A less so much of the identity, the same step.
+  void shift(double mean) {
+    a += mean * (b + mean * c);
+    b += 2 * mean * c;
   }
 };
 
@@ -102,9 +109,9 @@ Product<T> polynomial(const StripLayout& layout, const T* a, double linear, doub
                       T* result) {
   const int64_t rows = layout.columns;
   Product<T> product{layout, rows, rows, a, a, false, true, result};
-  product.scale = static_cast<T>(quadratic);
+  product.scale = static_cast<Scalar<T>>(quadratic * Held<T>::kB);
   product.addend = a;
-  product.addend_scale = static_cast<T>(linear);
+  product.addend_scale = static_cast<Scalar<T>>(linear * Held<T>::kB);
   return product;
 }
 

@@ -35,7 +35,7 @@ class GramChain {
   void solve(int64_t index) {
     side_.begin(input_of(args_, index));
     side_.gram(r_);
-    const double norm = std::sqrt(frobenius(layout_, r_, team_, partial_sums_));
+    const double norm = std::sqrt(frobenius(layout_, args_.rows, r_, team_, partial_sums_));
     const Mixture mixture(args_, index, norm);
     if (!is_regular<T>(args_, index, norm)) return;
     if (mixture.depth() < 0) return put_constant<T>(args_, index, 0);

@@ -33,7 +33,7 @@ ThinSide<T>::ThinSide(int64_t rows, int64_t cols, Dtype dtype, bool, Team, Arena
       stride_(columns_at_once<T>(padded_, cols, layout_.lanes)),
       columns_(arena.take<T>(padded_ * stride_)),
       results_(arena.take<T>(padded_ * stride_)),
-      sums_(arena.take<T>(kernels().products.in<T>().thin_sums(rows))) {}
+      sums_(arena.take<T>(kernels().products.thin<T>().sums(rows))) {}
 
 template <typename T>
 void ThinSide<T>::prepare() {
@@ -55,13 +55,13 @@ int64_t ThinSide<T>::load(int64_t begin) {
 
 template <typename T>
 void ThinSide<T>::gram(T* gram) {
-  const Products<T>& products = kernels().products.in<T>();
-  std::fill(sums_, sums_ + products.thin_sums(rows_), T{0});
+  const ThinProducts<T>& products = kernels().products.thin<T>();
+  std::fill(sums_, sums_ + products.sums(rows_), T{0});
   for (int64_t begin = 0; begin < cols_; begin += stride_) {
     const int64_t count = load(begin);
-    products.thin_gram(columns_, stride_, rows_, round_up(count, layout_.lanes), sums_);
+    products.gram(columns_, stride_, rows_, round_up(count, layout_.lanes), sums_);
   }
-  products.thin_total(layout_, sums_, gram);
+  products.total(layout_, sums_, gram);
 }
 
 // Asks for the lines that are about to be written.
@@ -76,7 +76,7 @@ void ThinSide<T>::expect(const char* direction, int64_t count) const {
 
 template <typename T>
 Overlap ThinSide<T>::finish(const T* s, char* direction) {
-  const Products<T>& products = kernels().products.in<T>();
+  const ThinProducts<T>& products = kernels().products.thin<T>();
   // Where nothing is rounded or padded, results are written where they belong.
   const bool in_place = dtype_ == kStoredAs<T> && padded_ == rows_ && cols_ % layout_.lanes == 0;
   Overlap overlap, unrounded;
@@ -85,11 +85,11 @@ Overlap ThinSide<T>::finish(const T* s, char* direction) {
     char* to = direction + begin * size_of(dtype_);
     expect(to, count);
     if (in_place) {
-      products.thin_apply(layout_, s, columns_, stride_, padded, reinterpret_cast<T*>(to), cols_,
-                          &overlap.inner, &overlap.square);
+      products.apply(layout_, s, columns_, stride_, padded, reinterpret_cast<T*>(to), cols_,
+                     &overlap.inner, &overlap.square);
     } else {
-      products.thin_apply(layout_, s, columns_, stride_, padded, results_, stride_,
-                          &unrounded.inner, &unrounded.square);
+      products.apply(layout_, s, columns_, stride_, padded, results_, stride_, &unrounded.inner,
+                     &unrounded.square);
       put_direction<T>({columns_, stride_}, {results_, stride_}, rows_, count, dtype_, to, cols_,
                        overlap);
     }

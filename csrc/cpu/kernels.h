@@ -127,7 +127,9 @@ struct Direction {
 // The input is first divided by its Schatten-4 norm, and the mixture multiplied by that to power.
 struct ChainArgs {
   int64_t batch, rows, cols;
-  Dtype dtype;       // of wide and direction; iterates are float32 (float64), on AMX bfloat16
+  // Of wide and direction. Iterates are float64 or float32; bfloat16 on AMX; and float16 in the
+  // direct form, where there are vectors of it.
+  Dtype dtype;
   const void* wide;  // (batch, rows, cols)
   int64_t depth;
   const double* steps;    // (depth, 3) a, b, c
@@ -204,8 +206,10 @@ struct PartialSvdArgs {
 void partial_svd(const PartialSvdArgs& args, const Parallel& parallel);
 
 // Instruction sets, in rising order. The level in force is the highest that the processor has,
-// unless forced; forcing one that it lacks returns false and changes nothing.
-enum class Level { kBaseline, kAvx2, kAvx512, kAmx };
+// unless forced; forcing one that it lacks returns false and changes nothing. A processor has those
+// below the highest, but may lack float16 vectors beside AMX.
+enum class Level { kBaseline, kAvx2, kAvx512, kAvx512Fp16, kAmx };
+bool has_level(Level level);
 Level detected_level();
 Level level();
 bool force_level(Level level);

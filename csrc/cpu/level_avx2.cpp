@@ -9,6 +9,7 @@
 #include "rows.inc"
 // products.inc comes after: it uses the conversions of rows.inc.
 #include "products.inc"
+#include "tables.inc"
 #pragma GCC pop_options
 
 namespace schattor::cpu {

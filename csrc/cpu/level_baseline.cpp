@@ -6,6 +6,7 @@
 #include "rows.inc"
 // products.inc comes after: it uses the conversions of rows.inc.
 #include "products.inc"
+#include "tables.inc"
 
 namespace schattor::cpu {
 const LevelKernels& baseline_kernels() {

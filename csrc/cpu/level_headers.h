@@ -14,9 +14,21 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SCHATTOR_X86_LEVELS 1
+// The header's own undefined vectors, which set no bit that is used (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #else
 #define SCHATTOR_X86_LEVELS 0
+#endif
+
+// The first g++ that knows _Float16 and its vectors.
+#if SCHATTOR_X86_LEVELS && __GNUC__ >= 12
+#define SCHATTOR_FLOAT16_LEVEL 1
+#else
+#define SCHATTOR_FLOAT16_LEVEL 0
 #endif
 
 #include "levels.h"

@@ -32,6 +32,14 @@ bool has_amx() {
 #endif
 }
 
+bool has_float16_vectors() {
+#if SCHATTOR_FLOAT16_LEVEL
+  return __builtin_cpu_supports("avx512fp16");
+#else
+  return false;
+#endif
+}
+
 Level detect() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -40,9 +48,11 @@ Level detect() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!avx512) return Level::kAvx2;
-  return has_amx() ? Level::kAmx : Level::kAvx512;
+  if (has_amx()) return Level::kAmx;
+  return has_float16_vectors() ? Level::kAvx512Fp16 : Level::kAvx512;
 }
 #else
+bool has_float16_vectors() { return false; }
 Level detect() { return Level::kBaseline; }
 #endif
 
@@ -51,7 +61,16 @@ std::atomic<Level>& level_in_force() {
   return level;
 }
 
+#ifdef SCHATTOR_EMULATE_FLOAT16
+std::atomic<bool> float16_is_emulated{false};
+#endif
+
 }  // namespace
+
+bool has_level(Level level) {
+  if (level > detected_level()) return false;
+  return level != Level::kAvx512Fp16 || has_float16_vectors();
+}
 
 Level detected_level() {
   static const Level level = detect();
@@ -61,12 +80,23 @@ Level detected_level() {
 Level level() { return level_in_force().load(std::memory_order_relaxed); }
 
 bool force_level(Level level) {
-  if (level > detected_level()) return false;
+  if (!has_level(level)) return false;
   level_in_force().store(level, std::memory_order_relaxed);
   return true;
 }
 
+#ifdef SCHATTOR_EMULATE_FLOAT16
+void emulate_float16(bool on) { float16_is_emulated = on; }
+#endif
+
 const LevelKernels& kernels() {
+#ifdef SCHATTOR_EMULATE_FLOAT16
+  if (float16_is_emulated) return emulated_float16_kernels();
+#endif
+#if SCHATTOR_FLOAT16_LEVEL
+  static const bool has_float16 = has_level(Level::kAvx512Fp16);
+  if (has_float16 && level() >= Level::kAvx512Fp16) return avx512_fp16_kernels();
+#endif
 #if SCHATTOR_X86_LEVELS
   if (level() >= Level::kAvx512) return avx512_kernels();
   if (level() == Level::kAvx2) return avx2_kernels();

@@ -13,11 +13,23 @@ struct LevelKernels {
   ProductKernels products;  // products.h: packed matrix products
 };
 
-// The table of the level in force; AMX shares AVX-512's and adds its own chain.
+// The table of the level in force; AMX shares that of the highest level below it and adds its own
+// chain.
 const LevelKernels& kernels();
+
+// Whether the table in force has float16 vectors.
+inline bool has_float16() { return kernels().products.in_float16.multiply != nullptr; }
 
 const LevelKernels& baseline_kernels();
 const LevelKernels& avx2_kernels();
 const LevelKernels& avx512_kernels();
+const LevelKernels& avx512_fp16_kernels();
+
+#ifdef SCHATTOR_EMULATE_FLOAT16
+// For tests, on any processor: while this is set, the table in force is the baseline's with float16
+// vectors that the compiler makes up.
+void emulate_float16(bool on);
+const LevelKernels& emulated_float16_kernels();
+#endif
 
 }  // namespace schattor::cpu

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "kernels.h"
+#include "rows.h"
 
 namespace schattor::cpu {
 
@@ -38,12 +38,13 @@ struct Product {
   bool transposed;      // else depth = columns
   bool symmetric;       // the result is: one triangle is computed and mirrored, of sum not mirrored
   T* result;
-  T scale = 1;
+  Scalar<T> scale = 1;
   const T* addend = nullptr;  // like result, or none
-  T addend_scale = 0;
+  Scalar<T> addend_scale = 0;
   T* sum = nullptr;  // like result, or none
-  T result_weight = 0, addend_weight = 0;
+  Scalar<T> result_weight = 0, addend_weight = 0;
   bool sum_begins = false;  // sum = instead of sum +=
+  bool exact = false;       // in Float16: sums of products are float's, at half the rate
 };
 
 // The share of one of several workers in a job. Shares do not overlap, and the split changes no
@@ -55,6 +56,8 @@ struct Share {
   int64_t end(int64_t count) const { return count * (worker + 1) / workers; }
 };
 
+// In Float16 sums of products are rounded to it on the way, unless they are to be exact; all else
+// is computed in float.
 template <typename T>
 struct Products {
   int64_t lanes;
@@ -66,17 +69,21 @@ struct Products {
   // inner += <x, y>, square += |y|^2 of row-major matrices, in double but for runs of terms.
   void (*overlap)(const T* x, int64_t x_stride, const T* y, int64_t y_stride, int64_t rows,
                   int64_t cols, double* inner, double* square);
+};
 
-  // For a few long rows, x (rows, cols) row-major, padded with zeros to a multiple of kThinRows
-  // rows and of `lanes` columns: sums += the terms of x x', kept apart by lane.
-  void (*thin_gram)(const T* x, int64_t stride, int64_t rows, int64_t cols, T* sums);
+// For a few long rows, x (rows, cols) row-major, padded with zeros to a multiple of kThinRows rows
+// and of a vector's lanes of columns.
+template <typename T>
+struct ThinProducts {
+  // sums += the terms of x x', kept apart by lane.
+  void (*gram)(const T* x, int64_t stride, int64_t rows, int64_t cols, T* sums);
   // Elements of these sums.
-  int64_t (*thin_sums)(int64_t rows);
+  int64_t (*sums)(int64_t rows);
   // gram, in strips, = the totals of the sums.
-  void (*thin_total)(StripLayout layout, const T* sums, T* gram);
+  void (*total)(StripLayout layout, const T* sums, T* gram);
   // out = s x, for s symmetric, in strips, and out padded like x; and the overlap of x with out.
-  void (*thin_apply)(StripLayout layout, const T* s, const T* x, int64_t x_stride, int64_t cols,
-                     T* out, int64_t out_stride, double* inner, double* square);
+  void (*apply)(StripLayout layout, const T* s, const T* x, int64_t x_stride, int64_t cols, T* out,
+                int64_t out_stride, double* inner, double* square);
 };
 
 constexpr int64_t kThinRows = 8;
@@ -84,13 +91,26 @@ constexpr int64_t kThinRows = 8;
 struct ProductKernels {
   Products<float> in_float;
   Products<double> in_double;
+  ThinProducts<float> thin_in_float;
+  ThinProducts<double> thin_in_double;
+  Products<Float16> in_float16{};  // empty without float16 vectors
 
   template <typename T>
   const Products<T>& in() const {
-    if constexpr (sizeof(T) == sizeof(float)) {
+    if constexpr (std::is_same_v<T, Float16>) {
+      return in_float16;
+    } else if constexpr (std::is_same_v<T, float>) {
       return in_float;
     } else {
       return in_double;
+    }
+  }
+  template <typename T>
+  const ThinProducts<T>& thin() const {
+    if constexpr (std::is_same_v<T, float>) {
+      return thin_in_float;
+    } else {
+      return thin_in_double;
     }
   }
 };

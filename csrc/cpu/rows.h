@@ -2,6 +2,8 @@
 // in a compute type, float, or double where a dtype at hand is float64.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace schattor::cpu {
@@ -13,6 +15,10 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+
+// What a compute type is scaled by. Float16 is one only of whole vectors.
+template <typename T>
+using Scalar = std::conditional_t<std::is_same_v<T, Float16>, float, T>;
 
 // a x + b y. Both forms of momentum, with and without Nesterov, are one of these.
 template <typename T>
@@ -71,13 +77,26 @@ struct RowLoops {
   double (*inner)(const T* x, const T* y, int64_t count);
 };
 
+// What matrices in strips need, in float between loading and storing. Counts of scale are multiples
+// of a vector's lanes.
+template <>
+struct RowLoops<Float16> {
+  void (*transpose)(const Float16* from, int64_t from_stride, int64_t rows, int64_t cols,
+                    Float16* to, int64_t to_stride);
+  void (*scale)(Scaling<float> scaling, const Float16* x, int64_t count, Float16* to);
+  double (*squares)(double shift, const Float16* x, int64_t count);
+};
+
 struct RowKernels {
   RowLoops<float> in_float;
   RowLoops<double> in_double;
+  RowLoops<Float16> in_float16{};  // empty without float16 vectors
 
   template <typename T>
   const RowLoops<T>& in() const {
-    if constexpr (sizeof(T) == sizeof(float)) {
+    if constexpr (std::is_same_v<T, Float16>) {
+      return in_float16;
+    } else if constexpr (std::is_same_v<T, float>) {
       return in_float;
     } else {
       return in_double;

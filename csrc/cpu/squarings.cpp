@@ -36,7 +36,7 @@ class Squarings {
   void solve(int64_t index) {
     side_.begin(input_of(args_, index));
     side_.gram(powers_[0]);
-    double norm = frobenius(layout_, powers_[0], team_, partial_sums_);
+    double norm = frobenius(layout_, args_.rows, powers_[0], team_, partial_sums_);
     if (!is_regular<T>(args_, index, norm)) return;
     logarithms_[0] = 0;
     for (int64_t j = 1; j < powers(); ++j) norm = square(j, norm);
@@ -58,7 +58,7 @@ class Squarings {
     product.scale = static_cast<T>(1 / (norm * norm));
     multiply(product, team_);
     logarithms_[j] = 2 * (logarithms_[j - 1] + std::log(norm));
-    return frobenius(layout_, powers_[j], team_, partial_sums_);
+    return frobenius(layout_, args_.rows, powers_[j], team_, partial_sums_);
   }
 
   // S = factor (c_0 I + sum_j c_(j+1) A^(2^j) / bound^(2^(j+1))), the bound by its logarithm.

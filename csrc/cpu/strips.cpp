@@ -20,13 +20,15 @@ StripLayout strip_layout(int64_t columns) {
 template <typename T>
 void put_direction(const Rows<const T>& x, const Rows<T>& values, int64_t rows, int64_t cols,
                    Dtype dtype, char* to, int64_t to_stride, Overlap& overlap) {
-  const RowLoops<T>& loops = kernels().rows.in<T>();
-  for (int64_t r = 0; r < rows; ++r) {
-    T* row = values.data + r * values.stride;
-    char* at = to + r * to_stride * size_of(dtype);
-    if (static_cast<void*>(row) == at) continue;
-    loops.store(row, cols, dtype, 1, at);
-    if (dtype != kStoredAs<T>) loops.load(dtype, at, 1, cols, row);
+  if constexpr (kConverts<T>) {
+    const RowLoops<T>& loops = kernels().rows.in<T>();
+    for (int64_t r = 0; r < rows; ++r) {
+      T* row = values.data + r * values.stride;
+      char* at = to + r * to_stride * size_of(dtype);
+      if (static_cast<void*>(row) == at) continue;
+      loops.store(row, cols, dtype, 1, at);
+      if (dtype != kStoredAs<T>) loops.load(dtype, at, 1, cols, row);
+    }
   }
   kernels().products.in<T>().overlap(x.data, x.stride, values.data, values.stride, rows, cols,
                                      &overlap.inner, &overlap.square);
@@ -63,9 +65,11 @@ template <typename T>
 Rows<const T> Transposer<T>::rows_of(const char* matrix, const Piece& piece, T* buffer) const {
   const char* from = matrix + at(piece);
   if (dtype_ == kStoredAs<T>) return {reinterpret_cast<const T*>(from), length_};
-  const RowLoops<T>& rows = kernels().rows.in<T>();
-  for (int64_t r = 0; r < piece.rows; ++r, from += length_ * size_of(dtype_)) {
-    rows.load(dtype_, from, 1, piece.count, buffer + r * piece.count);
+  if constexpr (kConverts<T>) {
+    const RowLoops<T>& rows = kernels().rows.in<T>();
+    for (int64_t r = 0; r < piece.rows; ++r, from += length_ * size_of(dtype_)) {
+      rows.load(dtype_, from, 1, piece.count, buffer + r * piece.count);
+    }
   }
   return {buffer, piece.count};
 }
@@ -126,17 +130,29 @@ void clear_padding(const StripLayout& layout, int64_t rows, T* matrix) {
 }
 
 template <typename T>
-double frobenius(const StripLayout& layout, const T* matrix, Team team, double* partial_sums) {
-  const RowLoops<T>& rows = kernels().rows.in<T>();
-  const int64_t stride = layout.stride(layout.columns);
+double frobenius(const StripLayout& layout, int64_t rows, const T* matrix, Team team,
+                 double* partial_sums) {
+  const RowLoops<T>& loops = kernels().rows.in<T>();
+  const int64_t stride = layout.stride(rows);
   team.run([&](Share share) {
     for (int64_t strip = share.begin(layout.strips); strip < share.end(layout.strips); ++strip) {
-      partial_sums[strip] = rows.squares(1, matrix + strip * stride, stride);
+      partial_sums[strip] = loops.squares(1, matrix + strip * stride, stride);
     }
   });
   double sum = 0;
   for (int64_t strip = 0; strip < layout.strips; ++strip) sum += partial_sums[strip];
   return std::sqrt(sum);
+}
+
+template <typename T>
+void scale(const StripLayout& layout, int64_t rows, double factor, const T* x, T* to, Team team) {
+  const RowLoops<T>& loops = kernels().rows.in<T>();
+  const int64_t lines = layout.size(rows) / layout.width;
+  team.run([&](Share share) {
+    const int64_t begin = share.begin(lines) * layout.width;
+    const int64_t end = share.end(lines) * layout.width;
+    loops.scale({1, static_cast<Scalar<T>>(factor)}, x + begin, end - begin, to + begin);
+  });
 }
 
 template <typename T>
@@ -166,6 +182,33 @@ void add_identity(const StripLayout& layout, double scale, T* matrix) {
   }
 }
 
+namespace {
+
+// Calls change(value) with every element of a diagonal as a float, which is stored again.
+template <typename Change>
+void each_diagonal(const StripLayout& layout, Float16* matrix, Change change) {
+  constexpr int64_t kPiece = 64;
+  const RowLoops<float>& rows = kernels().rows.in<float>();
+  const int64_t width = layout.width;
+  float values[kPiece];
+  for (int64_t i = 0, count; i < layout.columns; i += count) {
+    count = std::min({kPiece, width - i % width, layout.columns - i});
+    Float16* at = matrix + i / width * layout.stride(layout.columns) + i * width + i % width;
+    rows.load(Dtype::kFloat16, at, width + 1, count, values);
+    for (int64_t k = 0; k < count; ++k) change(values[k]);
+    rows.store(values, count, Dtype::kFloat16, width + 1, at);
+  }
+}
+
+}  // namespace
+
+double center(const StripLayout& layout, Float16* matrix) {
+  double mean = 0;
+  each_diagonal(layout, matrix, [&](float& value) { mean += value / layout.columns; });
+  each_diagonal(layout, matrix, [&](float& value) { value -= static_cast<float>(mean); });
+  return mean;
+}
+
 template <typename T>
 void multiply(const Product<T>& product, Team team) {
   const Products<T>& products = kernels().products.in<T>();
@@ -184,11 +227,19 @@ void mirror(const StripLayout& layout, T* matrix, Team team) {
                                  char*, int64_t, Overlap&);                                     \
   template class Transposer<T>;                                                                 \
   template void clear_padding<T>(const StripLayout&, int64_t, T*);                              \
-  template double frobenius<T>(const StripLayout&, const T*, Team, double*);                    \
-  template void combine<T>(const StripLayout&, double, const T*, double, const T*, T*, Team);   \
-  template void set_identity<T>(const StripLayout&, double, T*);                                \
-  template void add_identity<T>(const StripLayout&, double, T*);                                \
-  template void multiply<T>(const Product<T>&, Team);                                           \
+  template double frobenius<T>(const StripLayout&, int64_t, const T*, Team, double*);           \
+  template void scale<T>(const StripLayout&, int64_t, double, const T*, T*, Team);              \
+  template void multiply<T>(const Product<T>&, Team);
+SCHATTOR_INSTANTIATE(float)
+SCHATTOR_INSTANTIATE(double)
+SCHATTOR_INSTANTIATE(Float16)
+#undef SCHATTOR_INSTANTIATE
+
+// What the Gram side alone needs.
+#define SCHATTOR_INSTANTIATE(T)                                                               \
+  template void combine<T>(const StripLayout&, double, const T*, double, const T*, T*, Team); \
+  template void set_identity<T>(const StripLayout&, double, T*);                              \
+  template void add_identity<T>(const StripLayout&, double, T*);                              \
   template void mirror<T>(const StripLayout&, T*, Team);
 SCHATTOR_INSTANTIATE(float)
 SCHATTOR_INSTANTIATE(double)

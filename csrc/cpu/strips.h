@@ -1,5 +1,5 @@
 // Matrices in strips (products.h): getting the wide batch in and directions out, and the element
-// loops over them. T is the compute type, float or double.
+// loops over them. T is the compute type: float, double, or Float16 where there are vectors of it.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,13 @@ namespace schattor::cpu {
 template <typename T>
 StripLayout strip_layout(int64_t columns);
 
-// The compute type of the dtypes: double for float64, float for the others.
+// The dtype that lies in memory as the compute type does. Float16 computes on no other.
 template <typename T>
-constexpr Dtype kStoredAs = sizeof(T) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
+constexpr Dtype kStoredAs = std::is_same_v<T, Float16> ? Dtype::kFloat16
+                            : std::is_same_v<T, float> ? Dtype::kFloat32
+                                                       : Dtype::kFloat64;
+template <typename T>
+constexpr bool kConverts = !std::is_same_v<T, Float16>;
 
 // What comes with a direction: <x, direction> and |direction|^2.
 struct Overlap {
@@ -70,9 +74,16 @@ class Transposer {
 template <typename T>
 void clear_padding(const StripLayout& layout, int64_t rows, T* matrix);
 
-// Square matrices of the layout.
+// The Frobenius norm of a matrix of so many rows.
 template <typename T>
-double frobenius(const StripLayout& layout, const T* matrix, Team team, double* partial_sums);
+double frobenius(const StripLayout& layout, int64_t rows, const T* matrix, Team team,
+                 double* partial_sums);
+
+// to = factor x, of so many rows; x may be to.
+template <typename T>
+void scale(const StripLayout& layout, int64_t rows, double factor, const T* x, T* to, Team team);
+
+// Square matrices of the layout.
 
 // to = a x + b y; x or y may be to.
 template <typename T>
@@ -84,6 +95,9 @@ void set_identity(const StripLayout& layout, double scale, T* matrix);
 
 template <typename T>
 void add_identity(const StripLayout& layout, double scale, T* matrix);
+
+// Takes the mean of its diagonal off the diagonal of a square matrix, and returns it.
+double center(const StripLayout& layout, Float16* matrix);
 
 template <typename T>
 void multiply(const Product<T>& product, Team team);

@@ -108,8 +108,9 @@ struct List {
 inline std::vector<schattor::cpu::Level> levels() {
   using schattor::cpu::Level;
   std::vector<Level> all;
-  for (const Level level : {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAmx}) {
-    if (level <= schattor::cpu::detected_level()) all.push_back(level);
+  for (const Level level :
+       {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAvx512Fp16, Level::kAmx}) {
+    if (schattor::cpu::has_level(level)) all.push_back(level);
   }
   return all;
 }
