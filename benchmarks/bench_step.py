@@ -97,10 +97,11 @@ def polar_error(name: str, shape: Shape, device: torch.device) -> float:
     return float((direction / direction.norm() - polar / polar.norm()).norm())
 
 
-def _rate_of(dtype: torch.dtype, device: torch.device) -> float:
+def _rate_of(plan: planning.Plan, device: torch.device) -> float:
     """Of products, in units of `measure_peak`: a vector holds twice as many float16."""
     vectors = planning.device_facts(device).level in ("avx512_fp16", "amx")
-    return 2.0 if device.type == "cpu" and dtype == torch.float16 and vectors else 1.0
+    halves = plan.dtype == torch.float16 and not plan.gram  # on the Gram side they are float32
+    return 2.0 if device.type == "cpu" and halves and vectors else 1.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def floor(shapes: list[Shape], options: dict[str, Any], peak: Peak, device: torc
         chain = cost.chain_flops(
             rows, cols, plan.depth, gram=plan.gram, segments=segments, symmetric=True
         )
-        flops += count * chain / _rate_of(plan.dtype, device)
+        flops += count * chain / _rate_of(plan, device)
         moved += count * cost.scatter_bytes(
             rows * cols, param=itemsize, grad=itemsize, momentum=itemsize, wide=0
         )

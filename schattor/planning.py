@@ -329,7 +329,8 @@ def _chain(
     default = _DEPTH[stored] if coefficients == "schattor" else _PUBLISHED_DEPTH[coefficients]
     depth = default if steps is None else steps
     gram, why_side = _gram_side(rows, cols, stored, facts)
-    restarts = _restarts(chains.steps(coefficients, depth), stored) if gram else ()
+    iterated = _iterated(stored, facts)
+    restarts = _restarts(chains.steps(coefficients, depth), iterated) if gram else ()
     reason = f"power {power:.4g} is at most {chains.CHAIN_MAX_POWER}; {why_dtype}; {why_side}"
     found = Plan("chain", stored, depth, coefficients, gram, restarts, reason=reason)
     if stored == torch.float16:
@@ -383,6 +384,14 @@ def _gram_side(rows: int, cols: int, dtype: torch.dtype, facts: DeviceFacts) -> 
     aspect = cols / max(1, rows)
     relation = "at least" if aspect >= least else "below"
     return aspect >= least, f"aspect {aspect:.3g} is {relation} {least:g}"
+
+
+def _iterated(stored: torch.dtype, facts: DeviceFacts) -> torch.dtype:
+    """The dtype that the Gram side is iterated in: a processor has float32 but on AMX tiles."""
+    on_tiles = facts.level == "amx" and stored == torch.bfloat16
+    if facts.kind == "cpu" and facts.native and stored != torch.float64 and not on_tiles:
+        return torch.float32
+    return stored
 
 
 def _restarts(steps: tuple[chains.Step, ...], dtype: torch.dtype) -> tuple[int, ...]:

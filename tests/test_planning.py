@@ -158,6 +158,19 @@ def test_restarts_are_steps_of_the_chain(coefficients: str, dtype: torch.dtype) 
         assert all(1 <= k < depth for k in restarts)
 
 
+@pytest.mark.parametrize("steps", [5, 7, 8])
+def test_restarts_are_those_of_the_dtype_that_is_iterated_in(steps: int) -> None:
+    def restarts(facts: DeviceFacts, chain_dtype: torch.dtype) -> tuple[int, ...]:
+        settings = {"steps": steps, "chain_dtype": chain_dtype}
+        return planning.plan(0.0, 64, 320, F32, facts, **settings).restarts
+
+    for dtype in (F16, torch.bfloat16):
+        assert restarts(AVX, dtype) == restarts(AVX, F32)
+        assert len(restarts(DeviceFacts("cuda", True, "sm_90"), dtype)) > len(restarts(AVX, F32))
+    assert restarts(AMX, F16) == restarts(AVX, F32)
+    assert len(restarts(AMX, torch.bfloat16)) > len(restarts(AVX, F32))
+
+
 def test_float16_vectors_keep_to_the_direct_form_for_longer() -> None:
     vectors = DeviceFacts("cpu", True, "avx512_fp16")
 
