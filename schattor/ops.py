@@ -134,53 +134,22 @@ def chain_update(
     params: list[Tensor],
     grads: list[Tensor],
     momenta: list[Tensor],
-    momentum: Tensor,
-    ema: bool,
-    nesterov: bool,
-    size: float,
-    scratch: Tensor,
-    steps: list[float],
-    weights: Tensor,
-    powers: Tensor,
-    gram: bool,
-    restarts: list[int],
-    lr: Tensor,
-    factors: Tensor,
-    lengths: Tensor,
-    corrections: Tensor,
-    frobenius: bool,
-    regularized: bool,
+    rule: tuple[Tensor, bool, bool, float, Tensor],
+    chain: tuple[list[float], Tensor, Tensor, bool, list[int]],
+    length: tuple[Tensor, Tensor, Tensor, Tensor, bool, bool],
     decay: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`gather_momentum`, `chain_direction` and `scatter_update` of one matrix after the other.
 
-    On a processor alone: each matrix is in one core's cache all the while. ``scale = lr factors
-    lengths / |direction|``, by the norm of p or, if ``frobenius``, of the entries, times
-    ``dual = |M|_q / corrections`` if ``regularized``; 0 where the direction is. ``scratch``
-    ``[2 workers, rows, cols]`` is of the chain's dtype. Returns ``finite``, ``dual``,
-    ``|direction|_F^2`` and ``scale`` of each.
+    On a processor alone: each matrix is in one core's cache all the while. ``rule``: momentum, ema,
+    nesterov, size, and scratch ``[2 workers, rows, cols]`` of the chain's dtype. ``chain``: steps,
+    weights, powers, gram, restarts. ``length``: lr, factors, lengths, corrections, frobenius,
+    regularized, of ``scale = lr factors lengths / |direction|``, by the norm of p or, if frobenius,
+    of the entries, times ``dual = |M|_q / corrections`` if regularized; 0 where the direction is.
+    Returns ``finite``, ``dual``, ``|direction|_F^2`` and ``scale`` of each.
     """
     updated: tuple[Tensor, Tensor, Tensor, Tensor] = _ops.chain_update(
-        params,
-        grads,
-        momenta,
-        momentum,
-        ema,
-        nesterov,
-        size,
-        scratch,
-        steps,
-        weights,
-        powers,
-        gram,
-        restarts,
-        lr,
-        factors,
-        lengths,
-        corrections,
-        frobenius,
-        regularized,
-        decay,
+        params, grads, momenta, *rule, *chain, *length, decay
     )
     return updated
 

@@ -50,16 +50,14 @@ _PUBLISHED_DEPTH = {"jordan": 5, "polar_express": 6, "newton_schulz": 10}
 # the more exact side of a wide matrix, for it rounds X less often (measured).
 _GRAM_ASPECT_SYMMETRIC = 1.5
 _GRAM_ASPECT = 2.0
-# A processor's float16 vectors serve the direct form alone, at up to 1.9 times the rate of float32,
-# in which the Gram side stays: the two cost the same here (counted).
+# Float16 vectors serve the direct form, at nearly twice the rate of float32: equal there (counted).
 _GRAM_ASPECT_FLOAT16_VECTORS = 2.5
-# Thin matrices leave AMX tiles mostly empty, and bfloat16 costs them the most accuracy: float32 on
-# the small side is as fast (measured in a prototype on 4096 x 16).
+# Thin matrices leave AMX tiles mostly empty: float32 is as fast there (measured in a prototype).
 _THIN_ROWS = 32
 _THIN_ASPECT = 16
 
-# A processor's core takes the whole step of a matrix whose gradient, moment, weight and two batches
-# its cache holds; products of more operations are divided among cores (csrc/cpu/team.h).
+# A processor's core takes the whole step of a matrix that its cache holds five times; products of
+# more operations are divided among cores (csrc/cpu/team.h).
 _MOST_CACHED = 2**17
 _MOST_ALONE = 192**3
 
@@ -326,18 +324,18 @@ def _chain(
     coefficients: str,
 ) -> Plan:
     stored, why_dtype = _chain_dtype(rows, cols, dtype, facts, chain_dtype)
-    default = _DEPTH[stored] if coefficients == "schattor" else _PUBLISHED_DEPTH[coefficients]
-    depth = default if steps is None else steps
+    published = coefficients != "schattor"
+    depth = steps or (_PUBLISHED_DEPTH[coefficients] if published else _DEPTH[stored])
     gram, why_side = _gram_side(rows, cols, stored, facts)
-    iterated = _iterated(stored, facts)
+    on_processor = facts.kind == "cpu" and facts.native
+    widened = on_processor and (facts.level, stored) != ("amx", torch.bfloat16)  # not on AMX tiles
+    iterated = torch.promote_types(stored, torch.float32) if widened else stored
     restarts = _restarts(chains.steps(coefficients, depth), iterated) if gram else ()
     reason = f"power {power:.4g} is at most {chains.CHAIN_MAX_POWER}; {why_dtype}; {why_side}"
-    found = Plan("chain", stored, depth, coefficients, gram, restarts, reason=reason)
-    if stored == torch.float16:
-        found = replace(found, size=_float16_size(rows))
-    if facts.kind == "cpu" and facts.native:
-        small = rows * cols <= _MOST_CACHED and rows * rows * cols < _MOST_ALONE
-        found = replace(found, fused=small)
+    small = rows * cols <= _MOST_CACHED and rows * rows * cols < _MOST_ALONE
+    settings = (stored, depth, coefficients, gram, restarts)
+    size = _float16_size(rows) if stored == torch.float16 else 1.0
+    found = Plan("chain", *settings, size=size, fused=on_processor and small, reason=reason)
     if facts.kind == "cuda" and facts.native:
         name = str(stored).removeprefix("torch.")
         engine, why_engine = measured.chain_engine(facts.level, name, rows, cols, gram)
@@ -384,14 +382,6 @@ def _gram_side(rows: int, cols: int, dtype: torch.dtype, facts: DeviceFacts) -> 
     aspect = cols / max(1, rows)
     relation = "at least" if aspect >= least else "below"
     return aspect >= least, f"aspect {aspect:.3g} is {relation} {least:g}"
-
-
-def _iterated(stored: torch.dtype, facts: DeviceFacts) -> torch.dtype:
-    """The dtype that the Gram side is iterated in: a processor has float32 but on AMX tiles."""
-    on_tiles = facts.level == "amx" and stored == torch.bfloat16
-    if facts.kind == "cpu" and facts.native and stored != torch.float64 and not on_tiles:
-        return torch.float32
-    return stored
 
 
 def _restarts(steps: tuple[chains.Step, ...], dtype: torch.dtype) -> tuple[int, ...]:

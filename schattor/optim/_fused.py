@@ -32,26 +32,17 @@ def fused_step(
     """
     assert bucket.chain_weights is not None  # the plan's route is a chain
     weights, regularized = bucket.block_weights, group["oracle"] == "regularized"
-    plan = bucket.plan
+    plan, ema = bucket.plan, group["momentum_form"] == "ema"
+    chain_weights = bucket.chain_weights
+    lr = -bucket.lr if group["maximize"] else bucket.lr
+    factors = weights.square() if regularized else weights
+    sizes = (by_frobenius(bucket.scale), regularized)
     return ops.chain_update(
         bucket.params,
         bucket.grads,
         bucket.momenta,
-        bucket.momentum,
-        group["momentum_form"] == "ema",
-        group["nesterov"],
-        plan.size,
-        scratch,
-        planning.chain_steps(plan),
-        bucket.chain_weights,
-        bucket.powers,
-        plan.gram,
-        list(plan.restarts),
-        -bucket.lr if group["maximize"] else bucket.lr,
-        weights.square() if regularized else weights,
-        bucket.lengths,
-        correction(bucket, group),
-        by_frobenius(bucket.scale),
-        regularized,
+        (bucket.momentum, ema, group["nesterov"], plan.size, scratch),
+        (planning.chain_steps(plan), chain_weights, bucket.powers, plan.gram, list(plan.restarts)),
+        (lr, factors, bucket.lengths, correction(bucket, group), *sizes),
         bucket.decay,
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor
 from schattor import ops
 from schattor.adaptive.chooser import Chooser
 from schattor.blocks import block_views
-from schattor.directions import Directions, wide_direction
+from schattor.directions import wide_direction
 from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source
 from schattor.optim._chosen import Chosen, Seen, inputs_of
+from schattor.optim._directed import Directed, coupled_factors, independent
 from schattor.optim._entries import suffixes
 from schattor.optim._fused import correction, fused_step
-from schattor.optim._graft import Grafted
 from schattor.optim._groups import (
     block_weight,
     name_of,
@@ -28,7 +28,7 @@ from schattor.optim._groups import (
 )
 from schattor.optim._preconditioned import Entered, work_dtype
 from schattor.optim._settings import Group, State, check_group, check_together
-from schattor.optim._sizes import couple, unit_factors
+from schattor.optim._sizes import unit_factors
 from schattor.optim._state import create_state, joined_counters, keeps_momentum, signature
 from schattor.planning import Plan
 
@@ -36,29 +36,6 @@ __all__ = ["Stepper"]
 
 # Bytes of a wide batch that a processor keeps from step to step.
 _MOST_KEPT = 32 * 2**20
-
-
-@dataclass
-class _Directed:
-    """A chunk between direction and scatter."""
-
-    bucket: Bucket
-    chunk: slice
-    entered: Entered
-    found: Directions
-    norms: Tensor  # [batch] |M|_F / plan.size, in the coordinates of a preconditioner
-    finite: Tensor  # [batch]
-    grafted: Grafted | None = None
-
-    @property
-    def dual_norms(self) -> Tensor:
-        """``|M|_q`` of every block."""
-        return self.norms * self.found.dual
-
-    @property
-    def weights(self) -> Tensor:
-        """``w`` of every block."""
-        return self.bucket.block_weights[self.chunk]
 
 
 class Stepper:
@@ -134,7 +111,7 @@ class Stepper:
         self._collect_gradients()
         if self.chooser is not None and self.chooser.due:
             self.chooser.reduce()
-        coupled: dict[tuple[str, float], list[_Directed]] = {}
+        coupled: dict[tuple[str, float], list[Directed]] = {}
         for bucket in self.buckets:
             group = groups[bucket.key.group_index]
             if bucket.fused:
@@ -143,11 +120,11 @@ class Stepper:
             for chunk in bucket.chunks:
                 directed = self._direct(bucket, chunk, group)
                 if bucket.outer is None:
-                    self._scatter(directed, _independent(directed, group), group)
+                    self._scatter(directed, independent(directed, group), group)
                 else:
                     coupled.setdefault((group["oracle"], bucket.outer), []).append(directed)
         for (oracle, outer), together in coupled.items():
-            for directed, factors in _coupled(together, oracle, outer):
+            for directed, factors in coupled_factors(together, oracle, outer):
                 self._scatter(directed, factors, groups[directed.bucket.key.group_index])
         for bucket in self.buckets:
             bucket.grads[:] = [_NO_GRADIENT] * len(bucket.grads)
@@ -279,7 +256,7 @@ class Stepper:
         norms = torch.empty(count, dtype=bucket.lr.dtype, device=device)
         return wide, norms, torch.empty(count, dtype=torch.bool, device=device)
 
-    def _direct(self, bucket: Bucket, chunk: slice, group: Group) -> _Directed:
+    def _direct(self, bucket: Bucket, chunk: slice, group: Group) -> Directed:
         grads, momenta, size = bucket.grads[chunk], bucket.momenta[chunk], bucket.plan.size
         mixture = None if bucket.chain_weights is None else bucket.chain_weights[chunk]
         numbers = (bucket.powers[chunk], mixture, bucket.plan)
@@ -295,7 +272,7 @@ class Stepper:
             outside = inside.gather(chunk, entered, momenta, rate, group, size, wide, norms, finite)
             self._choose(bucket, chunk, wide, grads, outside)
             found = inside.leave(chunk, wide_direction(wide, *numbers), outside)
-        directed = _Directed(bucket, chunk, entered, found, norms, finite)
+        directed = Directed(bucket, chunk, entered, found, norms, finite)
         return directed if bucket.graft is None else _grafted(directed, grads, group)
 
     def _choosing(self, bucket: Bucket) -> Chosen | None:
@@ -333,7 +310,7 @@ class Stepper:
             self._kept[dtype] = kept = torch.empty(size, dtype=dtype)
         return kept[:size].view(shape)
 
-    def _scatter(self, directed: _Directed, factors: Tensor, group: Group) -> None:
+    def _scatter(self, directed: Directed, factors: Tensor, group: Group) -> None:
         bucket, chunk, found = directed.bucket, directed.chunk, directed.found
         sign = -1.0 if group["maximize"] else 1.0
         size = factors * bucket.lengths[chunk] * unit_factors(bucket.scale, found)
@@ -369,7 +346,7 @@ class Stepper:
         count.add_(finite.logical_not().sum())
 
 
-def _grafted(directed: _Directed, grads: list[Tensor], group: Group) -> _Directed:
+def _grafted(directed: Directed, grads: list[Tensor], group: Group) -> Directed:
     """With the other method's step measured; it is the direction itself before roots are known."""
     bucket, chunk, found = directed.bucket, directed.chunk, directed.found
     assert bucket.graft is not None
@@ -396,29 +373,6 @@ def _grafted(directed: _Directed, grads: list[Tensor], group: Group) -> _Directe
 
 # Stands in a bucket's list between steps, so that gradients can be freed.
 _NO_GRADIENT = torch.empty(0)
-
-
-def _independent(directed: _Directed, group: Group) -> Tensor:
-    """Factors of blocks that know nothing of each other: max of the ball, l2 of regularized."""
-    weights = directed.weights
-    return weights if group["oracle"] == "ball" else weights.square() * directed.dual_norms
-
-
-def _coupled(
-    together: list[_Directed], oracle: str, outer: float
-) -> Iterator[tuple[_Directed, Tensor]]:
-    """Each chunk with its factors ``c_i``, times the norm over all blocks if regularized."""
-    home = together[0].norms.device
-    norms = torch.cat([directed.dual_norms.to(home) for directed in together])
-    weights = torch.cat([directed.weights.to(home) for directed in together])
-    factors, norm = couple(norms, weights, outer)
-    if oracle == "regularized":
-        factors = factors * norm
-    start = 0
-    for directed in together:
-        part = factors[start : start + len(directed.norms)]
-        start += len(part)
-        yield directed, part.to(directed.norms.device)
 
 
 def _add_squares(places: list[Place], squares: Sequence[Tensor], owner: str) -> None:
