@@ -104,15 +104,14 @@ struct List {
   std::vector<View> views;
 };
 
-// What the instruction sets of this processor are forced to, one after the other.
-inline std::vector<schattor::cpu::Level> levels() {
+// A test under every instruction set that this processor has, one after the other.
+template <typename Test>
+void at_each_level(Test test) {
   using schattor::cpu::Level;
-  std::vector<Level> all;
   for (const Level level :
        {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAvx512Fp16, Level::kAmx}) {
-    if (schattor::cpu::has_level(level)) all.push_back(level);
+    if (schattor::cpu::force_level(level)) test();
   }
-  return all;
 }
 
 // Ranges on threads of their own, with uneven borders.

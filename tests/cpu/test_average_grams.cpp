@@ -124,11 +124,10 @@ void not_finite() {
 }  // namespace
 
 int main() {
-  for (const Level level : {Level::kBaseline, Level::kAvx2, Level::kAvx512}) {
-    if (!force_level(level)) continue;
+  lists::at_each_level([] {
     shapes<float>();
     shapes<double>();
     not_finite();
-  }
+  });
   return check::finish();
 }

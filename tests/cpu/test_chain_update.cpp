@@ -214,10 +214,9 @@ void dtypes_and_rules() {
 }  // namespace
 
 int main() {
-  for (const Level level : lists::levels()) {
-    force_level(level);
+  lists::at_each_level([] {
     shapes_and_layouts();
     dtypes_and_rules();
-  }
+  });
   return check::finish();
 }

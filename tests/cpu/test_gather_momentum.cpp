@@ -318,8 +318,7 @@ void nothing() {
 }  // namespace
 
 int main() {
-  for (const Level level : lists::levels()) {
-    force_level(level);
+  lists::at_each_level([] {
     shapes_and_layouts();
     dtypes_and_rules();
     sizes();
@@ -329,6 +328,6 @@ int main() {
     zero_and_not_finite();
     expanded_gradient();
     nothing();
-  }
+  });
   return check::finish();
 }

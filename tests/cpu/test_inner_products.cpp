@@ -56,8 +56,7 @@ void extremes() {
 }  // namespace
 
 int main() {
-  for (const Level level : lists::levels()) {
-    force_level(level);
+  lists::at_each_level([] {
     for (const Dtype x : lists::kDtypes) {
       for (const Dtype y : lists::kDtypes) {
         for (const int64_t size : {0, 1, 2, 3, 15, 16, 17, 31, 33, 100, 5000}) {
@@ -68,6 +67,6 @@ int main() {
     check_case(0, 4, Dtype::kFloat32, Dtype::kFloat32);
     check_case(2, 150000, Dtype::kFloat32, Dtype::kFloat32);
     extremes();
-  }
+  });
   return check::finish();
 }

@@ -7,11 +7,11 @@
 
 #include "check.h"
 #include "kernels.h"
+#include "lists.h"
 
 namespace {
 
 using schattor::cpu::Dtype;
-using schattor::cpu::Level;
 using schattor::cpu::Parallel;
 using schattor::cpu::PartialSvdArgs;
 
@@ -286,10 +286,9 @@ void test_all() {
 }  // namespace
 
 int main() {
-  for (Level level : {Level::kBaseline, Level::kAvx2, Level::kAvx512}) {
-    if (!schattor::cpu::force_level(level)) continue;
+  lists::at_each_level([] {
     test_all<float>();
     test_all<double>();
-  }
+  });
   return check::finish();
 }

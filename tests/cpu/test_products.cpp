@@ -198,11 +198,10 @@ void test_float16() {
 }  // namespace
 
 int main() {
-  for (const Level level : lists::levels()) {
-    force_level(level);
+  lists::at_each_level([] {
     test_level();
     if (has_float16()) test_float16();
-  }
+  });
   emulate_float16(true);
   test_float16();
   return check::finish();

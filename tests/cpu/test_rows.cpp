@@ -231,10 +231,9 @@ void choice_of_level() {
 
 int main() {
   choice_of_level();
-  for (const Level level : lists::levels()) {
-    force_level(level);
+  lists::at_each_level([] {
     every_loop(kernels().rows.in<float>());
     every_loop(kernels().rows.in<double>());
-  }
+  });
   return check::finish();
 }

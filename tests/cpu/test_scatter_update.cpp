@@ -261,14 +261,13 @@ void nothing() {
 }  // namespace
 
 int main() {
-  for (const Level level : lists::levels()) {
-    force_level(level);
+  lists::at_each_level([] {
     shapes_and_layouts();
     dtypes_and_rules();
     second_moments();
     no_step_keeps_every_bit();
     not_finite_keeps_everything();
     nothing();
-  }
+  });
   return check::finish();
 }

@@ -385,8 +385,7 @@ void weighs() {
 }  // namespace
 
 int main() {
-  for (const Level level : lists::levels()) {
-    force_level(level);
+  lists::at_each_level([] {
     shapes_and_layouts();
     dtypes();
     numbers();
@@ -395,6 +394,6 @@ int main() {
     not_finite();
     nothing();
     weighs();
-  }
+  });
   return check::finish();
 }
