@@ -66,10 +66,11 @@ struct Arguments {
       check.device("finite", finite, "wide", wide);
     }
 
-    void run(const typename Key::SecondMoments& second) const {
-      const Views grad_views = views_of(grads), momentum_views = views_of(momenta);
+    // Of a batch of matrices like those of `wide`; the views live as long as the arguments.
+    typename Key::GatherArgs args(int64_t batch, const Views& grad_views,
+                                  const Views& momentum_views) const {
       typename Key::GatherArgs args{};
-      args.batch = wide.size(0), args.rows = wide.size(1), args.cols = wide.size(2);
+      args.batch = batch, args.rows = wide.size(1), args.cols = wide.size(2);
       args.grads = grad_views.data();
       args.momenta = momenta.empty() ? nullptr : momentum_views.data();
       args.grad_dtype = dtype_of(grads[0]);
@@ -80,6 +81,12 @@ struct Arguments {
       args.wide = wide.data_ptr();
       args.norms = static_cast<double*>(norms.data_ptr());
       args.finite = static_cast<uint8_t*>(finite.data_ptr());
+      return args;
+    }
+
+    void run(const typename Key::SecondMoments& second) const {
+      const Views grad_views = views_of(grads), momentum_views = views_of(momenta);
+      typename Key::GatherArgs args = this->args(wide.size(0), grad_views, momentum_views);
       args.second = second;
       Key::run(args, wide);
     }
@@ -134,11 +141,11 @@ struct Arguments {
       check.device("finite", finite, "direction", direction);
     }
 
-    void run(const std::vector<Tensor>& squares, const Tensor* beta) const {
-      const Views param_views = views_of(params), grad_views = views_of(grads),
-                  momentum_views = views_of(momenta), square_views = views_of(squares);
+    // Of a batch of matrices like those of `direction`; the views live as long as the arguments.
+    typename Key::ScatterArgs args(int64_t batch, const Views& param_views, const Views& grad_views,
+                                   const Views& momentum_views) const {
       typename Key::ScatterArgs args{};
-      args.batch = direction.size(0), args.rows = direction.size(1), args.cols = direction.size(2);
+      args.batch = batch, args.rows = direction.size(1), args.cols = direction.size(2);
       args.params = param_views.data();
       args.grads = grad_views.data();
       args.momenta = momenta.empty() ? nullptr : momentum_views.data();
@@ -151,6 +158,14 @@ struct Arguments {
       args.scale = numbers_of(scale);
       args.decay = Key::number(decay);
       args.finite = static_cast<const uint8_t*>(finite.data_ptr());
+      return args;
+    }
+
+    void run(const std::vector<Tensor>& squares, const Tensor* beta) const {
+      const Views param_views = views_of(params), grad_views = views_of(grads),
+                  momentum_views = views_of(momenta), square_views = views_of(squares);
+      const int64_t batch = direction.size(0);
+      typename Key::ScatterArgs args = this->args(batch, param_views, grad_views, momentum_views);
       if (!squares.empty()) {
         args.squares = square_views.data();
         args.square_dtype = dtype_of(squares[0]);

@@ -50,29 +50,16 @@ Updated chain_update(std::vector<Tensor> params, std::vector<Tensor> grads,
   const auto data = [](const Tensor& t) { return static_cast<double*>(t.data_ptr()); };
   const Of::Views param_views = Of::views_of(params), grad_views = Of::views_of(grads),
                   momentum_views = Of::views_of(momenta);
-  const cpu::View* const moments = momenta.empty() ? nullptr : momentum_views.data();
 
   cpu::ChainUpdateArgs args{};
-  args.gather.batch = args.scatter.batch = batch;
-  args.gather.rows = args.scatter.rows = rows;
-  args.gather.cols = args.scatter.cols = cols;
-  args.gather.grads = args.scatter.grads = grad_views.data();
-  args.gather.momenta = args.scatter.momenta = moments;
-  args.gather.grad_dtype = args.scatter.grad_dtype = Of::dtype_of(grads[0]);
-  args.gather.momentum_dtype = args.scatter.momentum_dtype =
-      momenta.empty() ? args.gather.grad_dtype : Of::dtype_of(momenta[0]);
-  args.gather.wide_dtype = args.scatter.direction_dtype = Of::dtype_of(scratch);
-  args.gather.rule = {Cpu::number(momentum), ema, nesterov};
-  args.gather.size = size;
-  args.gather.norms = data(norms);
-  args.gather.finite = static_cast<uint8_t*>(finite.data_ptr());
+  args.gather =
+      Of::Gathering{grads, momenta, momentum, ema, nesterov, size, scratch, norms, finite}.args(
+          batch, grad_views, momentum_views);
   args.chain = Of::Chaining{scratch, steps, weights, powers, gram, restarts}.args(batch);
   args.chain.direction = {nullptr, data(inner), data(square)};
-  args.scatter.params = param_views.data();
-  args.scatter.param_dtype = Of::dtype_of(params[0]);
-  args.scatter.rule = {Cpu::number(momentum), ema, false};
-  args.scatter.decay = Cpu::number(decay);
-  args.scatter.finite = args.gather.finite;
+  args.scatter =
+      Of::Scattering{params, grads, momenta, scratch, scale, decay, momentum, ema, finite}.args(
+          batch, param_views, grad_views, momentum_views);
   args.workers = scratch.size(0) / 2;
   args.scratch = scratch.data_ptr();
   args.lr = Cpu::number(lr);
