@@ -62,7 +62,7 @@ class Samples(NamedTuple):
 
     def root(self) -> Tensor:
         """``[count, n]`` N with ``N'N`` the mean of ``x x'``; of samples that are no sum."""
-        rows = torch.cat([_precise(part) for part in self.rows])
+        rows = _whole(self.rows)
         return rows / self.number.clamp(min=1).to(rows.dtype).sqrt()
 
 
@@ -110,18 +110,16 @@ def samples_of(x: Tensor, leading: int, like: Collection, tokens: int | None) ->
     if tokens is not None and sizes.numel() > tokens:
         x = x[_places(sizes, tokens, x.device)]
     rows = x.reshape(-1, like.size)
-    if len(rows) < like.size:
-        if rows.dtype not in _HALVES or like.dtype == torch.float64:
-            rows = rows.to(like.dtype)
-        finite = torch.linalg.vector_norm(rows, dim=1, dtype=like.dtype).isfinite()
-        return Samples((torch.where(finite[:, None], rows, 0.0),), None, finite.sum())
-    rows = rows.to(like.dtype)
-    if rows.is_cpu:  # a processor may be asked: where all are finite two passes over them are saved
+    few = len(rows) < like.size
+    if not (few and rows.dtype in _HALVES and like.dtype == torch.float32):
+        rows = rows.to(like.dtype)
+    if rows.is_cpu and not few:  # it may be asked: if all are finite two passes are saved
         total = _gram([rows])
         if total.diagonal().sum().isfinite():
             return Samples((), total, torch.tensor(len(rows)))
-    finite = torch.linalg.vector_norm(rows, dim=1).isfinite()
-    return Samples((), _gram([torch.where(finite[:, None], rows, 0.0)]), finite.sum())
+    finite = torch.linalg.vector_norm(rows, dim=1, dtype=like.dtype).isfinite()
+    rows = torch.where(finite[:, None], rows, 0.0)
+    return Samples((rows,) if few else (), None if few else _gram([rows]), finite.sum())
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -176,7 +174,7 @@ def _gathered(each: Collection, counts: list[int]) -> tuple[Tensor, ...]:
     """The rows of all ranks, as many from each as ``counts`` says."""
     rows = torch.zeros(max(counts), each.size, dtype=each.dtype, device=each.param.device)
     if each.samples is not None:
-        own = torch.cat([_precise(part) for part in each.at_home().rows])
+        own = _whole(each.at_home().rows)
         rows[: len(own)] = own
     found = [torch.empty_like(rows) for _ in counts]
     dist.all_gather(found, rows)
@@ -196,6 +194,10 @@ def _gram(parts: Sequence[Tensor]) -> Tensor:
     for part in map(_precise, parts[1:]):
         total.addmm_(part.mT, part)
     return total
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([_precise(part) for part in parts])
 
 
 def _precise(rows: Tensor) -> Tensor:
