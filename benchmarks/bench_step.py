@@ -99,9 +99,8 @@ def polar_error(name: str, shape: Shape, device: torch.device) -> float:
 
 def _rate_of(plan: planning.Plan, device: torch.device) -> float:
     """Of products, in units of `measure_peak`: a vector holds twice as many float16."""
-    vectors = planning.device_facts(device).level in ("avx512_fp16", "amx")
     halves = plan.dtype == torch.float16 and not plan.gram  # on the Gram side they are float32
-    return 2.0 if device.type == "cpu" and halves and vectors else 1.0
+    return 2.0 if halves and planning.device_facts(device).float16_vectors else 1.0
 
 
 @dataclass(frozen=True)

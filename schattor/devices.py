@@ -23,6 +23,11 @@ class DeviceFacts(NamedTuple):
     native: bool
     level: str
 
+    @property
+    def float16_vectors(self) -> bool:
+        """Whether our kernels multiply in vectors of float16, twice as many as of float32."""
+        return self.native and self.level in ("avx512_fp16", "amx")
+
 
 def device_facts(device: torch.device) -> DeviceFacts:
     """What planning knows of `device`.

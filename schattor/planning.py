@@ -52,7 +52,7 @@ _GRAM_ASPECT_SYMMETRIC = 1.5
 _GRAM_ASPECT = 2.0
 # Float16 vectors serve the direct form, at nearly twice the rate of float32: equal there (counted).
 _GRAM_ASPECT_FLOAT16_VECTORS = 2.5
-# Thin matrices leave AMX tiles mostly empty: float32 is as fast there (measured in a prototype).
+# Thin matrices leave AMX tiles mostly empty and lose most in bfloat16 (prototype, 4096 x 16).
 _THIN_ROWS = 32
 _THIN_ASPECT = 16
 
@@ -377,7 +377,7 @@ def _float16_size(rows: int) -> float:
 def _gram_side(rows: int, cols: int, dtype: torch.dtype, facts: DeviceFacts) -> tuple[bool, str]:
     saves = facts.native and dtype != torch.bfloat16
     least = _GRAM_ASPECT_SYMMETRIC if saves else _GRAM_ASPECT
-    if dtype == torch.float16 and facts.native and facts.level in ("avx512_fp16", "amx"):
+    if dtype == torch.float16 and facts.float16_vectors:
         least = _GRAM_ASPECT_FLOAT16_VECTORS
     aspect = cols / max(1, rows)
     relation = "at least" if aspect >= least else "below"
