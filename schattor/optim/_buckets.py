@@ -176,6 +176,13 @@ class Bucket:
         if self.chosen is not None:
             self.chosen.join(self._entries, self.lr.dtype, self.key.device)
 
+    def corrections(self, group: Group) -> Tensor | None:
+        """``[batch]``, what averages that began at zero are divided by; None: they are not."""
+        ema = group["momentum_form"] == "ema"
+        if not (group["bias_correction"] and ema and self.momenta):
+            return None
+        return 1 - torch.pow(self.momentum, self.taken + 1 + group["nesterov"])
+
     def advance(self) -> None:
         """One step was taken."""
         self.taken.add_(1)

@@ -10,16 +10,7 @@ from schattor.optim._buckets import Bucket
 from schattor.optim._settings import Group
 from schattor.optim._sizes import by_frobenius
 
-__all__ = ["correction", "fused_step"]
-
-
-def correction(bucket: Bucket, group: Group) -> Tensor:
-    """``[batch]``, what averages that began at zero are divided by; 1 where they are not."""
-    ema = group["momentum_form"] == "ema"
-    if not (group["bias_correction"] and ema and bucket.momenta):
-        return torch.ones_like(bucket.taken)
-    taken = bucket.taken + 1 + group["nesterov"]
-    return 1 - torch.pow(bucket.momentum, taken)
+__all__ = ["fused_step"]
 
 
 def fused_step(
@@ -37,12 +28,15 @@ def fused_step(
     lr = -bucket.lr if group["maximize"] else bucket.lr
     factors = weights.square() if regularized else weights
     sizes = (by_frobenius(bucket.scale), regularized)
+    corrections = bucket.corrections(group)
+    if corrections is None:
+        corrections = torch.ones_like(bucket.lengths)
     return ops.chain_update(
         bucket.params,
         bucket.grads,
         bucket.momenta,
         (bucket.momentum, ema, group["nesterov"], plan.size, scratch),
         (planning.chain_steps(plan), chain_weights, bucket.powers, plan.gram, list(plan.restarts)),
-        (lr, factors, bucket.lengths, correction(bucket, group), *sizes),
+        (lr, factors, bucket.lengths, corrections, *sizes),
         bucket.decay,
     )

@@ -18,7 +18,7 @@ from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source
 from schattor.optim._chosen import Chosen, Seen, inputs_of
 from schattor.optim._directed import Directed, coupled_factors, independent
 from schattor.optim._entries import suffixes
-from schattor.optim._fused import correction, fused_step
+from schattor.optim._fused import fused_step
 from schattor.optim._groups import (
     block_weight,
     name_of,
@@ -246,7 +246,9 @@ class Stepper:
         ema, nesterov = group["momentum_form"] == "ema", group["nesterov"]
         rule = (rate, ema, nesterov, bucket.plan.size)
         ops.gather_momentum(bucket.grads[chunk], momenta, *rule, wide, norms, finite)
-        norms /= correction(bucket, group)[chunk]
+        corrections = bucket.corrections(group)
+        if corrections is not None:
+            norms /= corrections[chunk]
         return wide, norms, finite
 
     def _batch(self, bucket: Bucket, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,10 +259,9 @@ class Stepper:
         return wide, norms, torch.empty(count, dtype=torch.bool, device=device)
 
     def _direct(self, bucket: Bucket, chunk: slice, group: Group) -> Directed:
-        grads, momenta, size = bucket.grads[chunk], bucket.momenta[chunk], bucket.plan.size
+        grads, inside = bucket.grads[chunk], bucket.inside
         mixture = None if bucket.chain_weights is None else bucket.chain_weights[chunk]
         numbers = (bucket.powers[chunk], mixture, bucket.plan)
-        inside, rate = bucket.inside, bucket.momentum
         if inside is None:
             entered = Entered(grads)
             wide, norms, finite = self._gather(bucket, chunk, group)
@@ -268,8 +269,9 @@ class Stepper:
             found = wide_direction(wide, *numbers)
         else:
             entered = inside.enter(chunk, grads, group)
+            means = (bucket.momenta[chunk], bucket.momentum, group, bucket.plan.size)
             wide, norms, finite = self._batch(bucket, chunk)
-            outside = inside.gather(chunk, entered, momenta, rate, group, size, wide, norms, finite)
+            outside = inside.gather(chunk, entered, *means, wide, norms, finite)
             self._choose(bucket, chunk, wide, grads, outside)
             found = inside.leave(chunk, wide_direction(wide, *numbers), outside)
         directed = Directed(bucket, chunk, entered, found, norms, finite)
