@@ -46,6 +46,15 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def on_processor() -> Iterator[None]:
+    """For what is compared with processes that train together, which meet on a processor."""
+    before = torch.get_default_device()
+    torch.set_default_device("cpu")
+    yield
+    torch.set_default_device(before)
+
+
 @pytest.fixture(params=_C.cpu_levels())
 def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set that this processor has, in turn, forced."""

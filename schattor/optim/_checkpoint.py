@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from schattor.optim._preconditioned import statistics_shapes
 from schattor.optim._settings import Group, check_group, check_together, plain
+from schattor.optim._sharded import ShardedSteps
 from schattor.optim._stepper import Stepper
 
 __all__ = ["FORMAT", "Checkpointed", "Schedule"]
@@ -129,6 +130,7 @@ class Checkpointed(Optimizer):
     _schedules: dict[int, dict[str, Schedule]]  # of a group, by "p" or "power"
     _rates: dict[int, Tensor]
     _stepper: Stepper
+    _sharded: ShardedSteps
 
     @property
     def _who(self) -> str:
@@ -179,7 +181,7 @@ class Checkpointed(Optimizer):
         present = self.__dict__.get("param_groups")
         super().__setstate__(state)
         self._rates = {}
-        self._stepper = Stepper(self._who)
+        self._stepper, self._sharded = Stepper(self._who), ShardedSteps(self._who)
         for index, group in enumerate(self.param_groups):
             group.update(complete(group, present[index] if present else self.defaults))
         for index, param, entry in self.__dict__.setdefault("_loading", []):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from schattor import routing
 from schattor.blocks import block_shapes
 from schattor.optim._settings import Group
+from schattor.optim._shards import is_sharded, refuse_sharded
 from schattor.planning import FLOATING
 
 __all__ = [
@@ -112,11 +113,6 @@ def refuse_parameter(who: str, name: str, param: Tensor, group: Group) -> None:
         )
     if group["rule"] != "matrix":
         return
-    if hasattr(param, "placements") and hasattr(param, "device_mesh"):
-        raise TypeError(
-            f"{who}: {name} must be a plain tensor, got a DTensor; the matrix rule needs whole"
-            ' matrices (rule "adamw" takes shards)'
-        )
     if param.ndim < 2:
         raise ValueError(
             f'{who}: {name} must have at least two dimensions under rule "matrix", got shape'
@@ -129,6 +125,8 @@ def refuse_parameter(who: str, name: str, param: Tensor, group: Group) -> None:
         block_shapes(param.shape, group.get("blocks"))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{who}: blocks of {name}: {error}") from None
+    if is_sharded(param):
+        refuse_sharded(who, name, param, group)
 
 
 def refuse_gradient(who: str, name: str, grad: Tensor) -> None:

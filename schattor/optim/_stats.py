@@ -11,44 +11,56 @@ from torch import Tensor
 from schattor import functional, ops
 from schattor.directions import over, wide_direction
 from schattor.optim._buckets import Bucket
+from schattor.optim._sharded import ShardedSteps
 from schattor.optim._stepper import Stepper
 from schattor.theory import exponents
 
 __all__ = ["describe", "statistics"]
 
 
-def describe(stepper: Stepper) -> str:
+def describe(stepper: Stepper, sharded: ShardedSteps) -> str:
     """One line a bucket: how many blocks of what shape, on what device, by which route and why."""
-    if not stepper.buckets:
-        return "routes: planned at the first step"
-    lines = ["routes:"]
-    for bucket in stepper.buckets:
-        key = bucket.key
-        dtype = str(key.param_dtype).removeprefix("torch.")
-        lines.append(
-            f"    group {key.group_index}: {len(bucket.names)} x {key.rows}x{key.cols} {dtype} on"
-            f" {key.device}: {bucket.plan}"
-        )
-    return "\n".join(lines)
+    lines = [_line(bucket) for bucket in stepper.buckets]
+    for each in sharded.rounds:
+        lines += [_line(bucket) + "; for all ranks" for bucket in each.stepper.buckets]
+    return "\n    ".join(["routes:", *lines]) if lines else "routes: planned at the first step"
 
 
-def statistics(stepper: Stepper, *, spectra: bool) -> dict[str, Any]:
+def _line(bucket: Bucket) -> str:
+    key = bucket.key
+    dtype = str(key.param_dtype).removeprefix("torch.")
+    return (
+        f"group {key.group_index}: {len(bucket.names)} x {key.rows}x{key.cols} {dtype} on"
+        f" {key.device}: {bucket.plan}"
+    )
+
+
+def statistics(stepper: Stepper, sharded: ShardedSteps, *, spectra: bool) -> dict[str, Any]:
     """See :meth:`schattor.Schattor.stats`."""
-    blocks: dict[str, dict[str, float]] = {}
-    for bucket in stepper.buckets:
-        if bucket.measured:
-            columns = {"power": bucket.powers, **_columns(bucket, spectra)}
-            names, table = [*columns], torch.stack([*columns.values()]).cpu().tolist()
-            for index, block in enumerate(bucket.names):
-                values = {name: row[index] for name, row in zip(names, table, strict=True)}
-                blocks[block] = {**_index(values.pop("power")), **values}
-    counts = stepper.nonfinite.values()
+    blocks = _of_blocks(stepper.buckets, spectra)
+    for each in sharded.rounds:
+        for name, values in _of_blocks(each.stepper.buckets, False).items():
+            del values["weight_rms"]  # what was stepped is no weight
+            blocks[name] = values
+    counts = [*stepper.nonfinite.values(), *sharded.nonfinite.values()]
     factors = [bucket.inside.factors for bucket in stepper.buckets if bucket.inside is not None]
     return {
         "nonfinite": sum(int(count) for count in counts),
         "failed_refreshes": sum(each.failed for each in factors if each is not None),
         "blocks": blocks,
     }
+
+
+def _of_blocks(buckets: list[Bucket], spectra: bool) -> dict[str, dict[str, float]]:
+    blocks: dict[str, dict[str, float]] = {}
+    for bucket in buckets:
+        if bucket.measured:
+            columns = {"power": bucket.powers, **_columns(bucket, spectra)}
+            names, table = [*columns], torch.stack([*columns.values()]).cpu().tolist()
+            for index, block in enumerate(bucket.names):
+                values = {name: row[index] for name, row in zip(names, table, strict=True)}
+                blocks[block] = {**_index(values.pop("power")), **values}
+    return blocks
 
 
 def _index(power: float) -> dict[str, float]:

@@ -28,6 +28,7 @@ from schattor.optim._groups import (
 )
 from schattor.optim._preconditioned import Entered, work_dtype
 from schattor.optim._settings import Group, State, check_group, check_together
+from schattor.optim._shards import is_sharded
 from schattor.optim._sizes import unit_factors
 from schattor.optim._state import create_state, joined_counters, keeps_momentum, signature
 from schattor.planning import Plan
@@ -50,6 +51,8 @@ class Stepper:
         self.buckets: list[Bucket] = []
         self.nonfinite: dict[torch.device, Tensor] = {}
         self.chooser: Chooser | None = None
+        # Weights in shards that have gradients, with their groups and names: not stepped here.
+        self.sharded: list[tuple[int, str, Tensor]] = []
         self._who = who
         self._kept: dict[torch.dtype, Tensor] = {}
         self._moving: list[Tensor] = []
@@ -64,7 +67,7 @@ class Stepper:
     def forget(self) -> None:
         """Drop the plan, and with it every view of parameters and state."""
         self.buckets, self._counters, self._signature = [], [], None
-        self._moving, self._whole, self._split = [], [], []
+        self._moving, self._whole, self._split, self.sharded = [], [], [], []
         self._captured = None
 
     def prepare(self, groups: list[Group], state: State) -> None:
@@ -144,9 +147,12 @@ class Stepper:
         for group_index, group in enumerate(groups):
             for index, param in enumerate(group["params"]):
                 if group["rule"] == "matrix" and param.grad is not None:
+                    name = name_of(group_index, group, index)
+                    if is_sharded(param):
+                        self.sharded.append((group_index, name, param))
+                        continue
                     self._moving.append(param)
                     if param.numel():
-                        name = name_of(group_index, group, index)
                         self._add(buckets, group_index, group, name, param, state[param])
         self.buckets = list(buckets.values())
         for bucket in self.buckets:

@@ -26,6 +26,7 @@ from schattor.optim._settings import (
     plain,
     resolve,
 )
+from schattor.optim._sharded import ShardedSteps
 from schattor.optim._stats import describe, statistics
 from schattor.optim._stepper import Stepper
 from schattor.optim._watching import Watching
@@ -136,7 +137,8 @@ class Schattor(Watching):
     Raises:
         ValueError, TypeError: a value outside these, both p and power, a misspelt key in a group;
             at a step, before anything is changed: gradients that are sparse, complex or of
-            integers, flat shards of matrices (FSDP1, DeepSpeed), DTensors under the matrix rule.
+            integers, flat shards of matrices (FSDP1, DeepSpeed), DTensors (FSDP2) with what needs
+            more than a weight's own momentum: a preconditioner, a coupling, ``p="auto"``.
 
     Pickling or copying an optimizer keeps a function given as ``p``, if it can be pickled. State
     dicts hold the number that it gave last; a resumed run goes on with its own function.
@@ -233,7 +235,7 @@ class Schattor(Watching):
         self._schedules = {}
         model = params if isinstance(params, nn.Module) else None
         self._rates = {}
-        self._stepper = Stepper(self._who)
+        self._stepper, self._sharded = Stepper(self._who), ShardedSteps(self._who)
         super().__init__(to_groups(self._who, params, **self._fixed), defaults)
         check_together(self._who, self.param_groups)
         refuse_unmatched_weights(self._who, self.param_groups)
@@ -306,6 +308,7 @@ class Schattor(Watching):
             self._stepper.prepare(self.param_groups, self.state)
             self._write_rates()
         self._stepper.step(self.param_groups)
+        self._sharded.step(self.param_groups, self.state, self._stepper.sharded)
         for index, group in enumerate(self.param_groups):
             if group["rule"] != "matrix":
                 rate = self._rates.get(index, plain(group["lr"]))
@@ -349,13 +352,14 @@ class Schattor(Watching):
         ``"blocks"``: for every block that moved last under the matrix rule, by name, ``p``
         (``power`` below 0), ``dual_norm`` of its momentum, ``update_rms``, ``weight_rms``; and with
         ``spectra``, of the momentum as it is now, ``stable_rank`` and, at p = inf, ``polar_error``:
-        ``|D D' - I|_F / sqrt(rows)`` of the direction D that its route gives.
+        ``|D D' - I|_F / sqrt(rows)`` of the direction D that its route gives. Of weights in shards
+        a rank knows those that it computes, and not ``weight_rms``.
         """
-        return statistics(self._stepper, spectra=spectra)
+        return statistics(self._stepper, self._sharded, spectra=spectra)
 
     def explain(self) -> str:
         """How each bucket of matrices is computed, and why; known after the first step."""
-        return describe(self._stepper)
+        return describe(self._stepper, self._sharded)
 
     def __repr__(self) -> str:
         """The groups as torch prints them, and the routes of the last step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
 import torch
 from ranks import join, leave
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ def run_rank(rank: int, folder: str) -> None:
     leave(rank, folder, {kind: trained(kind, parts, True) for kind in KINDS})
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_ranks_choose_what_one_process_chooses_of_the_whole_batch(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{rank}") for rank in range(2))

@@ -556,6 +556,7 @@ def run_rank(rank: int, folder: str) -> None:
     leave(rank, folder, found)
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_ranks_have_the_same_moments(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,22 @@ def test_huggingface_trainer_resumes_bit_exactly(tmp_path: Path) -> None:
     printed = output_of("huggingface_trainer.py", str(tmp_path))
     assert "resumed weights are bit for bit those of the whole run" in printed
     assert "schattor/update_rms/median" in printed
+
+
+def test_ranks_share_a_model() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        + ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+        + [str(EXAMPLES / "distributed.py")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout.partition("%")[0]) > 95
+    names = re.findall(r"rank \d computes (\S+)", done.stdout)
+    assert sorted(names) == ["0.weight", "2.weight"]
 
 
 def test_digits_are_learned(

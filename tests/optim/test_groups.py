@@ -149,11 +149,6 @@ def marked(shape: tuple[int, ...], **marks: Any) -> Tensor:
         ([marked((0,), ds_shape=(4, 4), ds_id=1)], ValueError, "a DeepSpeed ZeRO-3 partition of a"),
         ([marked((16,), _is_flat_param=True)], ValueError, "a flat FSDP1 shard of 16 elements"),
         ([marked((16,), _fsdp_flattened=True)], ValueError, "a flat FSDP1 shard of 16 elements"),
-        (
-            [marked((4, 4), placements=(), device_mesh=None)],
-            TypeError,
-            "must be a plain tensor, got a DTensor",
-        ),
     ],
 )
 def test_what_cannot_be_optimized_is_refused(
