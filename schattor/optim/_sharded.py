@@ -34,6 +34,9 @@ from schattor.portable import scalar_dtype
 
 __all__ = ["Exchange", "ShardedSteps", "Weight"]
 
+Rule = tuple[Tensor, Tensor, Tensor, bool]
+"""Scale, decay, momentum, and whether it is an average, as `ops.scatter_update` takes them."""
+
 
 class Weight(NamedTuple):
     """A weight in shards that has a gradient."""
@@ -136,9 +139,7 @@ class Round:
             torch.zeros(each.param.shape, dtype=dtype, device=device)
             for each in self._exchange.owned
         ]
-        numbers = torch.zeros(3, dtype=scalar_dtype(device), device=device)
-        self._back = numbers[:1].fill_(-1)
-        self._decay, self._momentum = numbers[1:].unbind()
+        self._scalars = torch.zeros((), dtype=scalar_dtype(device), device=device)
 
     def step(self, groups: list[Group], state: State) -> None:
         """Move the shards of these weights, and their momentum."""
@@ -146,8 +147,11 @@ class Round:
         applied = [self._applied(each, groups[each.group_index], state) for each in weights]
         self._direct(self._exchange.to_owners(applied), groups)
         steps = self._exchange.to_shards(self._steps, applied[0])
+        rules = {
+            index: self._rule(groups[index]) for index in {each.group_index for each in weights}
+        }
         for each, step in zip(weights, steps, strict=True):
-            self._move(each, step, groups[each.group_index], state[each.param])
+            _move(each, step, rules[each.group_index], state[each.param])
 
     def _applied(self, weight: Weight, group: Group, state: State) -> Tensor:
         """This rank's shard of M, what would be applied: moments are read, not written."""
@@ -182,21 +186,26 @@ class Round:
             step.masked_fill_(whole.isfinite().all().logical_not(), torch.nan)
             step.grad = None
 
-    def _move(self, weight: Weight, step: Tensor, group: Group, entry: dict[str, Any]) -> None:
-        """One shard; a step that is NaN leaves its weights and moments as they are."""
-        entry["step"] += 1
-        if step.numel() == 0:
-            return
-        lr = torch.as_tensor(plain(group["lr"]), dtype=self._decay.dtype)
-        self._decay.copy_(1 - lr.reshape(()) * group["weight_decay"])
-        self._momentum.fill_(group["momentum"])
-        ema, finite = group["momentum_form"] == "ema", step[:1].isfinite()
-        moment, param = local_momentum(entry), weight.param.to_local()
-        momenta = [] if moment is None else [moment.view(1, -1)]
-        numbers = (step.view(1, 1, -1), self._back, self._decay, self._momentum, ema, finite)
-        grad = matching(weight.param.grad, weight.param).view(1, -1)
-        ops.scatter_update([param.view(1, -1)], [grad], momenta, *numbers)
-        torch.autograd.graph.increment_version(param)
+    def _rule(self, group: Group) -> Rule:
+        """Of the shards of a group: the step goes in as it is, at scale -1."""
+        lr = torch.as_tensor(plain(group["lr"]), dtype=self._scalars.dtype).reshape(())
+        momentum = torch.full_like(self._scalars, group["momentum"])
+        ema = group["momentum_form"] == "ema"
+        decay = (1 - lr * group["weight_decay"]).to(momentum.device)
+        return self._scalars.new_full((1,), -1.0), decay, momentum, ema
+
+
+def _move(weight: Weight, step: Tensor, rule: Rule, entry: dict[str, Any]) -> None:
+    """One shard; a step that is NaN leaves its weights and moments as they are."""
+    entry["step"] += 1
+    if step.numel() == 0:
+        return
+    moment, param = local_momentum(entry), weight.param.to_local()
+    momenta = [] if moment is None else [moment.view(1, -1)]
+    grad = matching(weight.param.grad, weight.param).view(1, -1)
+    params, direction, finite = [param.view(1, -1)], step.view(1, 1, -1), step[:1].isfinite()
+    ops.scatter_update(params, [grad], momenta, direction, *rule, finite)
+    torch.autograd.graph.increment_version(param)
 
 
 def _whole_group(group: Group) -> Group:
