@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from schattor.adaptive.auto import AutoP
-from schattor.adaptive.criteria import Forms, curve, factors, iterates, powers_of_grid
+from schattor.adaptive.criteria import curve, powers_of_grid
+from schattor.adaptive.forms import forms_of
 from schattor.adaptive.layers import LayerMoments
-from schattor.adaptive.moments import Moments, inner
+from schattor.adaptive.moments import Moments
 from schattor.adaptive.own import OwnMoments, Widths
 from schattor.adaptive.samples import Samples, joined
 from schattor.adaptive.statistics import InputMoments, OutputMoments
 
-__all__ = ["Chooser", "Inputs", "forms_of"]
-
-# From this aspect on products of the shorter side are fewer.
-_WIDE = 1.5
+__all__ = ["Chooser", "Inputs"]
 
 
 class Inputs(NamedTuple):
@@ -30,42 +28,6 @@ class Inputs(NamedTuple):
     chosen: Tensor | None  # indices of the layer's inputs; None: all
     right: bool  # along the columns of the wide matrix
     outputs: Tensor | None = None  # indices of the layer's outputs; None: all
-
-
-def forms_of(
-    x: Tensor,
-    grads: Tensor,
-    moments: Moments,
-    outward: Callable[[Tensor], Tensor] | None,
-    spectra: bool,
-) -> Forms:
-    """The forms of some blocks of one shape.
-
-    Args:
-        x: ``[batch, rows, cols]``, momenta in the coordinates of the norm, up to factors.
-        grads: ``[batch, rows, cols]``, gradients, up to factors.
-        moments: of the inputs, and of what lies behind.
-        outward: from ``[batch, K+1, rows, cols]`` in those coordinates to steps of the weights;
-            None: the coordinates are those of the weights.
-        spectra: whether the norms and eigenvalues of the moments are wanted.
-    """
-    if outward is None and x.shape[2] >= _WIDE * x.shape[1]:
-        chain = factors(x)
-        falls = inner(chain.found, torch.bmm(grads, chain.first.mT)[:, None])
-        norms = inner(chain.found, chain.gram[:, None]) if spectra else None
-        curves = moments.curves_of(chain)
-    else:
-        found = iterates(x)
-        steps = found if outward is None else outward(found)
-        falls = inner(steps, grads[:, None])
-        norms = inner(found, found[:, :1]) if spectra else None
-        curves = moments.curves(steps)
-    return Forms(
-        falls[:, :, 0].double(),
-        curves.double(),
-        None if norms is None else norms[:, :, 0].double(),
-        moments.inputs.eigenvalues() if spectra else None,
-    )
 
 
 class Chooser:
@@ -180,7 +142,7 @@ class Chooser:
         Both stay where nothing descends; ``past`` is NaN at first.
         """
         spectra = self.auto.criterion != "tightness"
-        forms = forms_of(x, grads, moments, outward, spectra)
+        forms = forms_of(x, grads, moments, outward, spectra, self.powers[0])
         now = curve(self.auto.criterion, forms, self.powers)
         sound = now.isfinite().any(1)
         # Curves are known up to a factor of the gradients' size: only their shape is averaged, not

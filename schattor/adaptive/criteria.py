@@ -2,6 +2,8 @@
 
 ``O(power) = sum_k w_k(power) X_k`` up to a factor, so that ``<G, O>`` is linear and ``<O Axx, O>``
 quadratic in the weights: K + 1 and (K + 1)^2 numbers a block say what every power would gain.
+Where ``Axx`` stands beside a Gram matrix, ``<O'O, Axx>``, fewer do: traces of what the chain forms
+anyway (`schattor.adaptive.squares`).
 """
 
 from __future__ import annotations
@@ -12,25 +14,14 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from schattor.adaptive.chain import DEPTH
+from schattor.adaptive.squares import squares
 from schattor.theory import chains
 
-__all__ = [
-    "CRITERIA",
-    "DEPTH",
-    "Criterion",
-    "Factors",
-    "Forms",
-    "curve",
-    "factors",
-    "iterates",
-    "powers_of_grid",
-]
+__all__ = ["CRITERIA", "Criterion", "Forms", "curve", "powers_of_grid"]
 
 Criterion = Literal["tightness", "momentum_aligned", "hoelder"]
 CRITERIA = get_args(Criterion)
-
-DEPTH = 6
-"""Steps of the chain that is looked at: what is below 0.3 % of the largest value has little say."""
 
 _GRID = 65
 
@@ -39,63 +30,9 @@ class Forms(NamedTuple):
     """What iterates ``X_k`` of some blocks give, in float64; D_k is what a step makes of X_k."""
 
     falls: Tensor  # [batch, K+1] <G, D_k>
-    curves: Tensor  # [batch, K+1, K+1] <D_k Axx, D_l>
+    curves: Tensor  # [batch, (K+1)^2] <D_k Axx, D_l>, or [batch, 2 K + 1] of `chain.traces`
     norms: Tensor | None  # [batch, K+1] <X_0, X_k>: mixed, |X_0|_q^q
     inputs: Tensor | None  # [batch, n] eigenvalues of Axx; both for the criteria that need them
-
-
-def iterates(x: Tensor) -> Tensor:
-    """``X_0 .. X_K`` ``[batch, K+1, rows, cols]`` of wide matrices by the shared chain."""
-    found = x.new_empty(x.shape[0], DEPTH + 1, *x.shape[1:])
-    found[:, 0], gram = _scaled(x)
-    for k, coefficients in enumerate(chains.steps("schattor", DEPTH), 1):
-        torch.bmm(_step(gram, *coefficients), found[:, k - 1], out=found[:, k])
-        if k < DEPTH:
-            torch.bmm(found[:, k], found[:, k].mT, out=gram)
-    return found
-
-
-class Factors(NamedTuple):
-    """The chain of some wide matrices: ``X_k = P_k X_0``, polynomials of ``A = X_0 X_0'``."""
-
-    first: Tensor  # [batch, rows, cols] X_0
-    gram: Tensor  # [batch, rows, rows] A
-    found: Tensor  # [batch, K+1, rows, rows] P_k
-
-
-def factors(x: Tensor) -> Factors:
-    """What the iterates of `iterates` are made of, by matrices of the shorter side.
-
-    The Gram matrix follows the chain by itself, ``A <- P A P``, by which its rounding grows tenfold
-    a step: halfway it is formed anew.
-    """
-    first, start = _scaled(x)
-    gram = start
-    found = [torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)]
-    for k, coefficients in enumerate(chains.steps("schattor", DEPTH), 1):
-        step = _step(gram, *coefficients)
-        found.append(step if k == 1 else torch.bmm(step, found[-1]))
-        if k == DEPTH // 2:
-            reached = torch.bmm(found[-1], first)
-            gram = torch.bmm(reached, reached.mT)
-        elif k < DEPTH:
-            gram = torch.bmm(torch.bmm(step, gram), step)
-    return Factors(first, start, torch.stack(found, 1))
-
-
-def _step(gram: Tensor, a: float, b: float, c: float) -> Tensor:
-    """``a I + b A + c A^2``."""
-    step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-    step.diagonal(dim1=1, dim2=2).add_(a)
-    return step
-
-
-def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Matrices over their Schatten-4 norm, and their Gram matrices; zeros stay."""
-    gram = torch.bmm(x, x.mT)
-    square = torch.linalg.vector_norm(gram, dim=(1, 2), keepdim=True)
-    square = torch.where(square > 0, square, torch.ones_like(square))
-    return x / square.sqrt(), gram / square
 
 
 @lru_cache(maxsize=16)
@@ -110,6 +47,15 @@ def _table(powers: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64, device=device)
 
 
+@lru_cache(maxsize=32)
+def _curve_table(powers: tuple[float, ...], count: int, device: torch.device) -> Tensor:
+    """Weights ``[len(powers), count]`` with which so many `Forms.curves` make ``<O Axx, O>``."""
+    if count < (DEPTH + 1) ** 2:
+        return squares(powers).to(device)
+    table = _table(powers, device)
+    return (table[:, :, None] * table[:, None]).flatten(1)
+
+
 def curve(criterion: Criterion, forms: Forms, powers: tuple[float, ...]) -> Tensor:
     """The logarithm of the criterion at every power ``[batch, len(powers)]``, without a read-back.
 
@@ -120,7 +66,7 @@ def curve(criterion: Criterion, forms: Forms, powers: tuple[float, ...]) -> Tens
     assert falls is not None
     falls = (falls @ table.mT).clamp_min(0)
     if criterion == "tightness":
-        bound = ((table @ forms.curves) * table).sum(2)
+        bound = forms.curves @ _curve_table(powers, forms.curves.shape[1], table.device).mT
     else:
         assert forms.inputs is not None and forms.norms is not None
         bound = _hoelder_bound(forms.norms @ table.mT, forms.inputs, powers)

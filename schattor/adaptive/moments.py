@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from schattor.adaptive.criteria import Factors
+from schattor.adaptive.chain import Factors
 from schattor.adaptive.samples import Samples
 
 __all__ = ["Moments", "Side", "inner", "noise_moments", "side_of"]
@@ -27,6 +27,11 @@ class Side(NamedTuple):
     def stacked(self, dtype: torch.dtype) -> Tensor:
         """``[batch, n | count, n]``."""
         return torch.stack([*self.found]).to(dtype)
+
+    def squared(self, dtype: torch.dtype) -> Tensor:
+        """The moments themselves ``[batch, n, n]``."""
+        found = self.stacked(dtype)
+        return torch.bmm(found.mT, found) if self.roots else found
 
     def eigenvalues(self) -> Tensor:
         """``[batch, n]``, or of roots ``[batch, count]``, those that are not 0 among them."""
@@ -85,11 +90,11 @@ def _factors_of(side: Side | None, dtype: torch.dtype) -> _Factors:
 def side_of(samples: Sequence[Samples]) -> Side:
     """The moments of samples; roots of them, unless some are sums."""
     roots = all(each.total is None for each in samples)
-    distinct = {id(each): each.root() if roots else each.moment() for each in samples}
+    found = {id(each): each.root() if roots else each.moment() for each in samples}
     if roots:  # rows of zeros change nothing
-        most = max(map(len, distinct.values()))
-        distinct = {key: pad(each, (0, 0, 0, most - len(each))) for key, each in distinct.items()}
-    return Side([distinct[id(each)] for each in samples], roots)
+        most = max(map(len, found.values()))
+        found = {key: pad(each, (0, 0, 0, most - len(each))) for key, each in found.items()}
+    return Side([found[id(each)] for each in samples], roots)
 
 
 def noise_moments(noise: Tensor, right: bool) -> Moments:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from schattor import planning
+from schattor.adaptive.chain import DEPTH
 from schattor.adaptive.chooser import Chooser, Inputs
-from schattor.adaptive.criteria import DEPTH
 from schattor.adaptive.moments import Moments, noise_moments, side_of
 from schattor.adaptive.own import Widths
 from schattor.adaptive.samples import Samples

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from schattor.adaptive.auto import AutoP
-from schattor.adaptive.chooser import forms_of
+from schattor.adaptive.chain import factors, iterates
 from schattor.adaptive.criteria import (
     CRITERIA,
     Criterion,
     Forms,
     curve,
-    factors,
-    iterates,
     powers_of_grid,
 )
+from schattor.adaptive.forms import forms_of
 from schattor.adaptive.moments import Moments, Side
 from schattor.adaptive.statistics import InputMoments
 from schattor.theory import criteria as exact
@@ -47,9 +46,10 @@ class Layer(NamedTuple):
         }[criterion]
         return torch.tensor([find(power) for power in powers], dtype=F64).log()
 
-    def forms(self) -> Forms:
-        moments = Moments(Side([self.moment]), True)
-        return forms_of(self.momentum[None], self.grad[None], moments, None, True)
+    def forms(self, right: bool = True, least: float = 0.0) -> Forms:
+        """With the inputs along the columns; along the rows, which a tall weight's are."""
+        moments = Moments(Side([self.moment]), right)
+        return forms_of(self.momentum[None], self.grad[None], moments, None, True, least)
 
 
 def layer(rows: int, cols: int, decay: float, seed: int = 0, noise: float = 0.3) -> Layer:
@@ -97,7 +97,7 @@ def test_powers_beyond_muon_are_found_where_they_gain() -> None:
     s = torch.arange(1, rows + 1, dtype=F64) ** -1.0
     each = Layer(torch.diag(s), torch.diag(s), torch.diag(s**2.4))
     powers = powers_of_grid(-0.2, 1.0)
-    found = powers[int(curve("tightness", each.forms(), powers)[0].argmax())]
+    found = powers[int(curve("tightness", each.forms(least=-0.2), powers)[0].argmax())]
     true = powers[int(each.curve("tightness", powers).argmax())]
     assert true == -0.2  # the best would be s^(1 - 2.4) = s^-1.4
     assert found == pytest.approx(true, abs=0.04)
@@ -155,7 +155,7 @@ def test_both_sides_of_a_wide_matrix() -> None:
     each = layer(12, 12, 0.7)
     moments = Moments(Side([each.moment]), False)
     x, grad = each.momentum.mT[None], each.grad.mT[None]
-    turned = forms_of(x, grad, moments, None, False)
+    turned = forms_of(x, grad, moments, None, False, 0.0)
     assert torch.allclose(
         curve("tightness", turned, GRID), curve("tightness", each.forms(), GRID), atol=1e-9
     )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from schattor import AutoP, Schattor
-from schattor.adaptive.chooser import Chooser, forms_of
+from schattor.adaptive.chooser import Chooser
 from schattor.adaptive.criteria import curve, powers_of_grid
+from schattor.adaptive.forms import forms_of
 from schattor.adaptive.moments import Moments, Side, noise_moments
 from schattor.theory import criteria as exact
 from schattor.theory import exponents
@@ -120,8 +121,8 @@ def test_noise_is_never_squared_along_the_longer_side(
     x, grad, noise, weights = (normal(2, *shape, seed=seed) for seed in range(4))
     outward = (lambda steps: steps * weights[:, None].exp()) if weighed else None
     moment = noise.mT @ noise if right else noise @ noise.mT
-    given = forms_of(x, x + 0.3 * grad, Moments(Side(moment.unbind()), right), outward, True)
-    found = forms_of(x, x + 0.3 * grad, noise_moments(noise, right), outward, True)
+    given = forms_of(x, x + 0.3 * grad, Moments(Side(moment.unbind()), right), outward, True, 0.0)
+    found = forms_of(x, x + 0.3 * grad, noise_moments(noise, right), outward, True, 0.0)
     assert torch.allclose(found.curves, given.curves, rtol=1e-11, atol=1e-13)
     curves = [curve(criterion, forms, GRID) for forms in (found, given)]
     assert curves[0].isfinite().any()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from schattor.adaptive.auto import AutoP
-from schattor.adaptive.chooser import forms_of
 from schattor.adaptive.criteria import curve, powers_of_grid
+from schattor.adaptive.forms import forms_of
 from schattor.adaptive.moments import Moments, Side
 from schattor.adaptive.statistics import OutputMoments
 from schattor.optim import Schattor
@@ -262,7 +262,7 @@ def test_chains_find_what_singular_values_say(
     moments = Moments(Side([each.before]), True, Side([each.behind]))
     if turned:  # the batch's rows are inputs
         moments = Moments(Side([each.behind]), False, Side([each.before]))
-    forms = forms_of(x, grad, moments, (lambda steps: steps) if through else None, False)
+    forms = forms_of(x, grad, moments, (lambda steps: steps) if through else None, False, 0.0)
     found = curve("tightness", forms, GRID)[0]
     true = gains(each.momentum, each.grad, each.before, each.behind).log()
     assert float(((found - found[-1]) - (true - true[-1])).abs().max()) < 0.015

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from schattor import Schattor
 from schattor.adaptive.auto import AutoP, Statistics
-from schattor.adaptive.chooser import forms_of
+from schattor.adaptive.forms import forms_of
 from schattor.adaptive.moments import Moments, Side, side_of
 from schattor.adaptive.samples import Collection, Samples, joined, samples_of
 from schattor.adaptive.statistics import InputMoments
@@ -152,7 +152,7 @@ def test_roots_say_what_moments_say(
     )
     found = Moments(side_of(inputs), right, None if other is None else side_of(other))
     assert found.inputs.roots and (found.behind is None or found.behind.roots == behind)
-    one, two = (forms_of(x, grads, each, outward, spectra) for each in (found, expected))
+    one, two = (forms_of(x, grads, each, outward, spectra, 0.0) for each in (found, expected))
     torch.testing.assert_close(one.curves, two.curves, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(one.falls, two.falls)
     if one.inputs is not None and two.inputs is not None:
