@@ -90,7 +90,8 @@ def _factors_of(side: Side | None, dtype: torch.dtype) -> _Factors:
 def side_of(samples: Sequence[Samples]) -> Side:
     """The moments of samples; roots of them, unless some are sums."""
     roots = all(each.total is None for each in samples)
-    found = {id(each): each.root() if roots else each.moment() for each in samples}
+    distinct = {id(each): each for each in samples}
+    found = {key: each.root() if roots else each.mean() for key, each in distinct.items()}
     if roots:  # rows of zeros change nothing
         most = max(map(len, found.values()))
         found = {key: pad(each, (0, 0, 0, most - len(each))) for key, each in found.items()}

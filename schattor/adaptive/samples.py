@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -57,8 +58,12 @@ class Samples(NamedTuple):
 
     def moment(self) -> Tensor:
         """``[n, n]``, the mean of ``x x'``, exactly symmetric; zero if there is none."""
-        total = _total(self)
-        return torch.add(total, total.mT).div_(2 * self.number.clamp(min=1))
+        mean = self.mean()
+        return torch.add(mean, mean.mT).div_(2)
+
+    def mean(self) -> Tensor:
+        """:meth:`moment`, symmetric to rounding."""
+        return _total(self) / self.number.clamp(min=1)
 
     def root(self) -> Tensor:
         """``[count, n]`` N with ``N'N`` the mean of ``x x'``; of samples that are no sum."""
@@ -108,14 +113,14 @@ def samples_of(x: Tensor, leading: int, like: Collection, tokens: int | None) ->
     """
     sizes = x.shape[:leading]
     if tokens is not None and sizes.numel() > tokens:
-        x = x[_places(sizes, tokens, x.device)]
+        x = _some(x, leading, tokens)
     rows = x.reshape(-1, like.size)
     few = len(rows) < like.size
     if not (few and rows.dtype in _HALVES and like.dtype == torch.float32):
         rows = rows.to(like.dtype)
     if rows.is_cpu and not few:  # it may be asked: if all are finite two passes are saved
         total = _gram([rows])
-        if total.diagonal().sum().isfinite():
+        if math.isfinite(total.diagonal().sum().item()):
             return Samples((), total, torch.tensor(len(rows)))
     finite = torch.linalg.vector_norm(rows, dim=1, dtype=like.dtype).isfinite()
     rows = torch.where(finite[:, None], rows, 0.0)
@@ -204,9 +209,17 @@ def _precise(rows: Tensor) -> Tensor:
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
+def _some(x: Tensor, leading: int, tokens: int) -> Tensor:
+    """``[tokens, features...]`` of the samples ``[leading dimensions..., features...]``."""
+    sizes = x.shape[:leading]
+    if x.is_contiguous():  # whole rows are faster than numbers at places
+        return x.flatten(0, leading - 1).index_select(0, _flat_places(sizes, tokens, x.device))
+    return x[_places(sizes, tokens, x.device)]
+
+
 @lru_cache(maxsize=16)
-def _places(sizes: torch.Size, tokens: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Indices of so many of the samples ``[sizes...]``, one from each of as many equal stretches.
+def _flat_places(sizes: torch.Size, tokens: int, device: torch.device) -> Tensor:
+    """Which so many of the samples ``[sizes...]``, one from each of as many equal stretches.
 
     At the same place of every stretch they would meet the same positions of every sequence whose
     length is a multiple of a stretch, the first among them, whose activations are unlike all
@@ -216,7 +229,13 @@ def _places(sizes: torch.Size, tokens: int, device: torch.device) -> tuple[Tenso
     which = torch.arange(tokens + 1, device=device)
     edges = which * total // tokens
     golden = which[:-1] * 0x9E3779B9 & 0xFFFFFFFF
-    flat = edges[:-1] + (golden * edges.diff() >> 32)
+    return edges[:-1] + (golden * edges.diff() >> 32)
+
+
+@lru_cache(maxsize=16)
+def _places(sizes: torch.Size, tokens: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The same as an index of each of the leading dimensions."""
+    flat = _flat_places(sizes, tokens, device)
     places: list[Tensor] = []
     for size in reversed(sizes):
         places.append(flat % size)

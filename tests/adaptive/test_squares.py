@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from schattor.adaptive import samples as samples_module
 from schattor.adaptive.chain import DEPTH, Direct, Shorter, iterates, traces
 from schattor.adaptive.criteria import CRITERIA, Forms, curve, powers_of_grid
 from schattor.adaptive.forms import forms_of
-from schattor.adaptive.moments import Moments, Side
+from schattor.adaptive.moments import Moments, Side, side_of
+from schattor.adaptive.samples import Samples
 from schattor.adaptive.squares import squares, values
 from schattor.theory import chains
 
@@ -152,3 +154,26 @@ def test_traces_keep_single_precision(shape: tuple[int, int], decay: float) -> N
     one = traces(kinds[0](x.float()), moment.float(), [])[0].double()
     two = traces(kinds[1](x), moment, [])[0]
     assert float((one / two - 1).abs().max()) < 1e-4
+
+
+def test_blocks_that_share_samples_have_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    formed: list[int] = []
+    mean = Samples.mean
+
+    def counted(self: Samples) -> Tensor:
+        formed.append(1)
+        return mean(self)
+
+    monkeypatch.setattr(samples_module.Samples, "mean", counted)
+    rows = normal(12, 4)
+    shared = Samples((), rows.mT @ rows, torch.tensor(12))
+    other = Samples((), 2 * rows.mT @ rows, torch.tensor(12))
+    side = side_of([shared, other, shared])
+    assert len(formed) == 2
+    torch.testing.assert_close(side.stacked(F64)[2], rows.mT @ rows / 12)
+    torch.testing.assert_close(side.stacked(F64)[1], rows.mT @ rows / 6)
+
+
+def test_moments_are_exactly_symmetric() -> None:
+    found = Samples((), normal(4, 4), torch.tensor(3)).moment()
+    assert torch.equal(found, found.mT)
