@@ -183,9 +183,10 @@ class Chosen:
             blocks = [i for i, _, _ in known]
             inputs = side_of([samples for _, samples, _ in known])
             behind = [samples for _, _, samples in known if samples is not None]
-            x = torch.stack([seen.wide[i] for i in blocks]).to(dtype)
+            whole = len(blocks) == len(seen.wide)
+            x = seen.wide if whole else torch.stack([seen.wide[i] for i in blocks])
             moments = Moments(inputs, right, side_of(behind) if behind else None)
-            self._weigh(seen, blocks, x, moments)
+            self._weigh(seen, blocks, x.to(dtype), moments)
 
     def _weigh(self, seen: Seen, blocks: list[int], x: Tensor, moments: Moments) -> None:
         """Choose for some blocks, of which ``x`` is compared at all powers."""
@@ -194,7 +195,7 @@ class Chosen:
             parts = zip(blocks, steps.unbind(), strict=True)
             return torch.stack([seen.outward(i, part) for i, part in parts])
 
-        grads = torch.stack([seen.grads[i].to(x.dtype) for i in blocks])
+        grads = _stacked([seen.grads[i].to(x.dtype) for i in blocks])
         places = [seen.chunk.start + i for i in blocks]
         curves, index = [self._curves[i] for i in places], [self._index[i] for i in places]
         past = torch.stack(curves), torch.stack(index)
@@ -218,6 +219,13 @@ class Chosen:
 def _at_once(wide: Tensor) -> int:
     """How many blocks' iterates are alive at once."""
     return max(1, _MOST_ALIVE // (wide[0].numel() * wide.element_size() * (DEPTH + 1)))
+
+
+def _stacked(matrices: list[Tensor]) -> Tensor:
+    """``[batch, rows, cols]``; of transposed views a transposed view, whose copy is faster."""
+    if all(each.mT.is_contiguous() for each in matrices):
+        return torch.stack([each.mT for each in matrices]).mT
+    return torch.stack(matrices)
 
 
 def _unit(x: Tensor) -> Tensor:
