@@ -9,6 +9,7 @@ so that ``<O'O, E>`` of any E is that sum of as many traces.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +30,14 @@ def squares(powers: tuple[float, ...]) -> Tensor:
     Where E has no negative eigenvalue, that of ``<O'O, E>`` is no larger. Least squares, weighted
     anew by what each round leaves (Lawson). Derived.
     """
-    iterated, parts = values(torch.logspace(-4, 0, _POINTS, dtype=torch.float64))
-    table = torch.tensor([chains.weights(each, DEPTH) for each in powers], dtype=torch.float64)
+    here: dict[str, Any] = {
+        "dtype": torch.float64,
+        "device": "cpu",
+    }  # whatever the default device is
+    iterated, parts = values(torch.logspace(-4, 0, _POINTS, **here))
+    table = torch.tensor([chains.weights(each, DEPTH) for each in powers], **here)
     relative = parts.mT / (table @ iterated).square()[:, :, None]  # [powers, points, 2 K + 1]
-    weights = torch.full((len(powers), _POINTS, 1), 1 / _POINTS, dtype=torch.float64)
+    weights = torch.full((len(powers), _POINTS, 1), 1 / _POINTS, **here)
     for _ in range(_ROUNDS):
         roots = weights.sqrt()
         found: Tensor = torch.linalg.lstsq(relative * roots, roots).solution

@@ -79,6 +79,11 @@ def refuse_sharded(who: str, name: str, param: Any, group: Group) -> None:
             f"{who} its shard must be contiguous with {shards.sizes[shards.rank]} along dimension"
             f" {shards.dim}, got shape {tuple(local.shape)}, strides {local.stride()}"
         )
+    if local.device.type != param.device_mesh.device_type:
+        raise ValueError(
+            f"{who} it must be on the {param.device_mesh.device_type} of its mesh, over which ranks"
+            f" exchange, got a shard on {local.device}: leave offloading out"
+        )
     for key, (value, why) in _WITHOUT.items():
         if group[key] == value:
             raise ValueError(f"{who} {key} must not be {value!r}, {why}")

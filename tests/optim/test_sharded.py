@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -255,30 +254,6 @@ def placed() -> dict[str, tuple[Tensor, Tensor]]:
     return pairs
 
 
-def refused() -> dict[str, str]:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
-
-    mesh = init_device_mesh("cpu", (2,))
-    split = distribute_tensor(torch.zeros(4, 4), mesh, (Shard(0),))
-    settings: dict[str, dict[str, Any]] = {
-        "preconditioner": {"preconditioner": "soap"},
-        "auto": {"p": "auto"},
-        "coupling": {"coupling": "l2"},
-        "grafted": {"scale": "adam"},
-    }
-    said = {}
-    for name, keys in settings.items():
-        with pytest.raises(ValueError) as caught:
-            Schattor([nn.Parameter(split.clone())], **keys)
-        said[name] = str(caught.value)
-    partial = DTensor.from_local(torch.zeros(4, 4), mesh, (Partial(),))
-    with pytest.raises(ValueError) as caught:
-        Schattor([nn.Parameter(partial)])
-    said["partial"] = str(caught.value)
-    return said
-
-
 def rank(index: int, folder: str) -> None:
     join(index, folder)
     saved(folder)
@@ -291,7 +266,6 @@ def rank(index: int, folder: str) -> None:
         "shares": shares(),
         "resumed": resumed(),
         "placed": placed(),
-        "refused": refused(),
     }
     leave(index, folder, found)
 
@@ -373,20 +347,3 @@ def test_any_single_split_moves_as_the_whole(ranks: list[dict[str, Any]]) -> Non
     for found in ranks:
         for sharded, alone in found["placed"].values():
             torch.testing.assert_close(sharded, alone, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize(
-    ("case", "message"),
-    [
-        ("preconditioner", "preconditioner must be None, got 'soap'"),
-        ("auto", "p must not be 'auto', which no rank has the statistics for"),
-        ("coupling", "coupling must leave blocks independent, got 'l2'"),
-        ("grafted", 'scale must be "unit", "spectral", "rms" or "pin"'),
-        ("partial", "it must be split along one mesh dimension, Shard(dim), and whole along"),
-    ],
-)
-def test_what_needs_more_than_a_weight_is_refused(
-    ranks: list[dict[str, Any]], case: str, message: str
-) -> None:
-    for found in ranks:
-        assert re.search(re.escape(message), found["refused"][case]), found["refused"][case]

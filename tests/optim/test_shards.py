@@ -1,0 +1,92 @@
+"""What is known of a DTensor, and which the matrix rule refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from schattor import Schattor
+from schattor.optim._shards import refuse_sharded, shards_of
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Any]:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    place = f"file://{tmp_path}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def weight_of(mesh: Any, placement: Any) -> nn.Parameter:
+    from torch.distributed.tensor import DTensor
+
+    return nn.Parameter(DTensor.from_local(torch.zeros(4, 4, device="cpu"), mesh, (placement,)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preconditioner": "soap"}, "preconditioner must be None, got 'soap': its statistics"),
+        ({"p": "auto"}, "p must not be 'auto', which no rank has the statistics for"),
+        ({"coupling": "l2"}, "coupling must leave blocks independent, got 'l2'"),
+        ({"scale": "adam"}, 'scale must be "unit", "spectral", "rms" or "pin", got \'adam\''),
+        ({"scale": "width"}, 'scale must be "unit", "spectral", "rms" or "pin", got \'width\''),
+        ({"capturable": True}, "capturable must not be True, whose exchange between ranks"),
+    ],
+)
+def test_what_needs_more_than_a_weight_is_refused(
+    mesh: Any, settings: dict[str, Any], message: str
+) -> None:
+    from torch.distributed.tensor import Shard
+
+    started = "Schattor: param_groups[0][0] is a DTensor: "
+    with pytest.raises(ValueError, match=re.escape(started + message)):
+        Schattor([weight_of(mesh, Shard(0))], **settings)
+
+
+def test_sums_that_were_not_made_are_refused(mesh: Any) -> None:
+    from torch.distributed.tensor import Partial
+
+    with pytest.raises(ValueError, match="must be split along one mesh dimension, Shard"):
+        Schattor([weight_of(mesh, Partial())])
+
+
+def made_up(placements: tuple[Any, ...], local: tuple[int, ...], device: str = "cpu") -> Any:
+    """A 5 x 4 weight over two ranks in every dimension of a mesh, seen from the first."""
+    mesh = SimpleNamespace(device_type=device, size=lambda _: 2)
+    mesh.get_group = mesh.get_local_rank = lambda _: 0
+    shard = torch.zeros(local, device="cpu")
+    return SimpleNamespace(
+        shape=(5, 4), ndim=2, placements=placements, device_mesh=mesh, to_local=lambda: shard
+    )
+
+
+def test_what_one_exchange_cannot_bring_together_is_refused() -> None:
+    from torch.distributed.tensor import Replicate, Shard
+
+    group = Schattor([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
+    cases = {
+        "split along one mesh dimension": made_up((Shard(0), Shard(1)), (3, 2)),
+        "contiguous with 3 along dimension 0": made_up((Shard(0),), (2, 4)),
+        "on the cuda of its mesh": made_up((Shard(0),), (3, 4), "cuda"),
+    }
+    for message, weight in cases.items():
+        with pytest.raises(ValueError, match=message):
+            refuse_sharded("Schattor", "w", weight, group)
+    refuse_sharded("Schattor", "w", made_up((Replicate(), Shard(0)), (3, 4)), group)
+
+
+def test_ranks_hold_what_chunk_gives_them() -> None:
+    from torch.distributed.tensor import Shard
+
+    shards = shards_of(made_up((Shard(0),), (3, 4)))
+    assert shards.sizes == tuple(map(len, torch.zeros(5, 4).chunk(2))) and shards.dim == 0
