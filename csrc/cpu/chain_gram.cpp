@@ -138,6 +138,7 @@ using GramBatch = Batch<GramChain<Side>, ChainArgs>;
 
 template <typename T, typename Use>
 auto with_side(const ChainArgs& args, const Parallel& parallel, Use use) {
+  if (args.tall) return use(GramBatch<TallSide<T>>(args, parallel));
   if (ThinSide<T>::suits(args.rows, args.cols) && args.restart_count == 0) {
     return use(GramBatch<ThinSide<T>>(args, parallel));
   }
@@ -154,6 +155,13 @@ auto with_batch(const ChainArgs& args, const Parallel& parallel, Use use) {
 
 void gram_chain(const ChainArgs& args, const Parallel& parallel) {
   with_batch(args, parallel, [](auto batch) { batch.solve(); });
+}
+
+bool takes_tall(const ChainArgs& args) {
+  if (!args.gram || args.restart_count > 0) return false;
+  if (args.dtype == Dtype::kFloat64)
+    return TallSide<double>::suits(args.rows, args.cols, args.dtype);
+  return TallSide<float>::suits(args.rows, args.cols, args.dtype);
 }
 
 int64_t gram_chain_bytes(const ChainArgs& args, const Parallel& parallel) {

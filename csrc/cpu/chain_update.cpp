@@ -4,14 +4,42 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "tiles.h"
 
 namespace schattor::cpu {
 namespace {
 
+View turned(View view, bool tall) {
+  if (tall) std::swap(view.row_stride, view.col_stride);
+  return view;
+}
+
+// Of one matrix.
+struct Lists {
+  Lists(const ChainUpdateArgs& args, int64_t i, bool tall)
+      : param(turned(args.scatter.params[i], tall)), grad(turned(args.gather.grads[i], tall)) {
+    if (args.gather.momenta != nullptr) moment = turned(args.gather.momenta[i], tall);
+  }
+  View param, grad, moment{};
+};
+
+bool all_tall(const ChainUpdateArgs& args) {
+  const auto lies_tall = [&](const View* views) {
+    return views == nullptr || std::all_of(views, views + args.chain.batch, [&](const View& view) {
+             return lies_transposed(view, args.chain.rows);
+           });
+  };
+  return takes_tall(args.chain) && lies_tall(args.scatter.params) && lies_tall(args.gather.grads) &&
+         lies_tall(args.gather.momenta);
+}
+
 class Update {
  public:
-  Update(const ChainUpdateArgs& args, int64_t worker)
-      : args_(args), wide_(scratch(args, 2 * worker)), direction_(scratch(args, 2 * worker + 1)) {}
+  Update(const ChainUpdateArgs& args, int64_t worker, bool tall)
+      : args_(args),
+        tall_(tall),
+        wide_(scratch(args, 2 * worker)),
+        direction_(scratch(args, 2 * worker + 1)) {}
 
   void run(int64_t i) const {
     gather(i);
@@ -29,8 +57,10 @@ class Update {
   void gather(int64_t i) const {
     GatherArgs one = args_.gather;
     one.batch = 1;
-    one.grads += i;
-    if (one.momenta != nullptr) one.momenta += i;
+    Lists lists(args_, i, tall_);
+    if (tall_) std::swap(one.rows, one.cols);
+    one.grads = &lists.grad;
+    if (one.momenta != nullptr) one.momenta = &lists.moment;
     one.wide = wide_;
     one.norms += i, one.finite += i;
     gather_momentum(one, alone_);
@@ -39,6 +69,7 @@ class Update {
   void direct(int64_t i) const {
     ChainArgs one = args_.chain;
     one.batch = 1;
+    one.tall = tall_;
     one.wide = wide_;
     one.weights += i * (one.depth + 1), one.powers += i;
     one.direction = {direction_, one.direction.inner + i, one.direction.square + i};
@@ -59,8 +90,10 @@ class Update {
   void scatter(int64_t i) const {
     ScatterArgs one = args_.scatter;
     one.batch = 1;
-    one.params += i, one.grads += i;
-    if (one.momenta != nullptr) one.momenta += i;
+    Lists lists(args_, i, tall_);
+    if (tall_) std::swap(one.rows, one.cols);
+    one.params = &lists.param, one.grads = &lists.grad;
+    if (one.momenta != nullptr) one.momenta = &lists.moment;
     one.direction = direction_;
     one.scale = args_.scale + i;
     one.finite += i;
@@ -68,6 +101,7 @@ class Update {
   }
 
   const ChainUpdateArgs& args_;
+  const bool tall_;
   const Parallel alone_;
   char *const wide_, *const direction_;
 };
@@ -75,9 +109,10 @@ class Update {
 }  // namespace
 
 void chain_update(const ChainUpdateArgs& args, const Parallel& parallel) {
+  const bool tall = all_tall(args);
   parallel.run(args.workers, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
-      const Update update(args, worker);
+      const Update update(args, worker, tall);
       const int64_t first = args.chain.batch * worker / args.workers;
       const int64_t last = args.chain.batch * (worker + 1) / args.workers;
       for (int64_t i = first; i < last; ++i) update.run(i);

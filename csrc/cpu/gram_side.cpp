@@ -98,6 +98,26 @@ Overlap ThinSide<T>::finish(const T* s, char* direction) {
 }
 
 template <typename T>
+TallSide<T>::TallSide(int64_t rows, int64_t cols, Dtype, bool, Team team, Arena&)
+    : rows_(rows), cols_(cols), team_(team), layout_(strip_layout<T>(rows)) {}
+
+template <typename T>
+void TallSide<T>::gram(T* gram) {
+  multiply(Product<T>{layout_, rows_, cols_, y_, y_, true, true, gram}, team_);
+}
+
+template <typename T>
+Overlap TallSide<T>::finish(const T* s, char* direction) {
+  T* const result = reinterpret_cast<T*>(direction);
+  multiply(Product<T>{layout_, cols_, rows_, y_, s, false, false, result}, team_);
+  const int64_t size = rows_ * cols_;
+  Overlap overlap;
+  kernels().products.in<T>().overlap(y_, size, result, size, 1, size, &overlap.inner,
+                                     &overlap.square);
+  return overlap;
+}
+
+template <typename T>
 StripSide<T>::StripSide(int64_t rows, int64_t cols, Dtype dtype, bool advances, Team team,
                         Arena& arena)
     : rows_(rows),
@@ -161,6 +181,8 @@ Overlap StripSide<T>::finish(const T* s, char* direction) {
 
 template class ThinSide<float>;
 template class ThinSide<double>;
+template class TallSide<float>;
+template class TallSide<double>;
 template class StripSide<float>;
 template class StripSide<double>;
 

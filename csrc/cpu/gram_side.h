@@ -39,6 +39,33 @@ class ThinSide {
   const char* input_ = nullptr;
 };
 
+// X comes tall, as Y = X' (cols, rows), and lies as one strip does: nothing is moved.
+template <typename T>
+class TallSide {
+ public:
+  TallSide(int64_t rows, int64_t cols, Dtype dtype, bool advances, Team team, Arena& arena);
+
+  using Element = T;
+  static constexpr bool kAdvances = false;
+  static bool suits(int64_t rows, int64_t cols, Dtype dtype) {
+    const StripLayout layout = strip_layout<T>(rows);
+    return dtype == kStoredAs<T> && layout.width == rows && layout.padded_rows(cols) == cols;
+  }
+  static bool divides(int64_t, int64_t) { return false; }
+
+  const StripLayout& layout() const { return layout_; }
+  void prepare() {}
+  void begin(const char* input) { y_ = reinterpret_cast<const T*>(input); }
+  void gram(T* gram);
+  Overlap finish(const T* s, char* direction);
+
+ private:
+  int64_t rows_, cols_;
+  Team team_;
+  StripLayout layout_;
+  const T* y_ = nullptr;
+};
+
 // X is held, as Y = X' (cols, rows), and can be replaced by Q X on the way.
 template <typename T>
 class StripSide {

@@ -141,6 +141,8 @@ struct ChainArgs {
   const int64_t* restarts;
   int64_t restart_count;
   Direction direction;
+  // wide and direction hold every matrix transposed, (cols, rows): where takes_tall() says so.
+  bool tall = false;
 };
 void chain_direction(const ChainArgs& args, const Parallel& parallel);
 
@@ -163,6 +165,9 @@ struct ChainUpdateArgs {
   double* scale;  // (batch)
 };
 void chain_update(const ChainUpdateArgs& args, const Parallel& parallel);
+
+// Whether such matrices may come tall: as they lie they are what the chain computes on.
+bool takes_tall(const ChainArgs& args);
 
 // Bytes of workspace that chain_direction allocates, all threads together.
 int64_t chain_workspace_bytes(const ChainArgs& args, int threads);

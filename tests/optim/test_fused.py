@@ -108,6 +108,24 @@ def test_as_by_three_operators(
         assert found["blocks"][block] == pytest.approx(numbers, rel=1e-9)
 
 
+@pytest.mark.parametrize("rows", [8, 16, 24, 32, 48])  # one strip at one level or another
+def test_tall_weights_as_they_lie(
+    rows: int, cpu_level: str, calls: list[int], request: pytest.FixtureRequest
+) -> None:
+    def drawn() -> list[nn.Parameter]:
+        made = torch.randn(3, 192, rows, generator=torch.Generator("cpu").manual_seed(0))
+        return [nn.Parameter(each.clone()) for each in made.to("cpu")]
+
+    params = drawn()
+    run(params, steps=5)  # no restart
+    assert calls == [3] * 4
+    request.getfixturevalue("apart")
+    others = drawn()
+    run(others, steps=5)
+    for ours, theirs in zip(params, others, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_half_precision_weights(calls: list[int], request: pytest.FixtureRequest) -> None:
     params = weights(torch.bfloat16)
     run(params)
