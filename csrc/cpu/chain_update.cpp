@@ -2,6 +2,7 @@
 // their own names, called for one matrix.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels.h"
 #include "tiles.h"
@@ -9,12 +10,14 @@
 namespace schattor::cpu {
 namespace {
 
+// Tall matrices may stay as they lie, each the transpose of what the kernels call it: to gather and
+// scatter, entry by entry, it is a matrix of other sides, and the chain is told.
 View turned(View view, bool tall) {
   if (tall) std::swap(view.row_stride, view.col_stride);
   return view;
 }
 
-// Of one matrix.
+// The views of one matrix.
 struct Lists {
   Lists(const ChainUpdateArgs& args, int64_t i, bool tall)
       : param(turned(args.scatter.params[i], tall)), grad(turned(args.gather.grads[i], tall)) {
