@@ -50,9 +50,11 @@ def seed() -> None:
 def on_processor() -> Iterator[None]:
     """For what is compared with processes that train together, which meet on a processor."""
     before = torch.get_default_device()
-    torch.set_default_device("cpu")
+    if before.type != "cpu":
+        torch.set_default_device("cpu")
     yield
-    torch.set_default_device(before)
+    if before.type != "cpu":
+        torch.set_default_device(before)
 
 
 @pytest.fixture(params=_C.cpu_levels())
