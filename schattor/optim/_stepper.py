@@ -117,7 +117,9 @@ class Stepper:
         coupled: dict[tuple[str, float], list[Directed]] = {}
         for bucket in self.buckets:
             group = groups[bucket.key.group_index]
-            if bucket.fused:
+            if (
+                bucket.fused and self._choosing(bucket) is None
+            ):  # a choice looks at what is gathered
                 self._fused(bucket, group)
                 continue
             for chunk in bucket.chunks:
@@ -237,10 +239,6 @@ class Stepper:
 
     def _fused(self, bucket: Bucket, group: Group) -> None:
         """A step of small blocks that know nothing of each other."""
-        if self._choosing(bucket) is not None:
-            for chunk in bucket.chunks:
-                wide, _, _ = self._gather(bucket, chunk, group)
-                self._choose(bucket, chunk, wide, bucket.grads[chunk], None)
         count = 2 * min(torch.get_num_threads(), len(bucket.params))
         scratch = self._wide(bucket, (count, bucket.key.rows, bucket.key.cols))
         self._remember(bucket, *fused_step(bucket, group, scratch))
