@@ -158,7 +158,7 @@ void gram_chain(const ChainArgs& args, const Parallel& parallel) {
 }
 
 bool takes_tall(const ChainArgs& args) {
-  if (!args.gram || args.restart_count > 0) return false;
+  if (!args.gram) return false;
   if (args.dtype == Dtype::kFloat64)
     return TallSide<double>::suits(args.rows, args.cols, args.dtype);
   return TallSide<float>::suits(args.rows, args.cols, args.dtype);

@@ -98,8 +98,18 @@ Overlap ThinSide<T>::finish(const T* s, char* direction) {
 }
 
 template <typename T>
-TallSide<T>::TallSide(int64_t rows, int64_t cols, Dtype, bool, Team team, Arena&)
-    : rows_(rows), cols_(cols), team_(team), layout_(strip_layout<T>(rows)) {}
+TallSide<T>::TallSide(int64_t rows, int64_t cols, Dtype, bool advances, Team team, Arena& arena)
+    : rows_(rows), cols_(cols), team_(team), layout_(strip_layout<T>(rows)) {
+  for (T** matrix : {&next_, &other_, &sum_}) {
+    *matrix = advances ? arena.take<T>(layout_.size(cols)) : nullptr;
+  }
+}
+
+template <typename T>
+void TallSide<T>::begin(const char* input) {
+  input_ = y_ = reinterpret_cast<const T*>(input);
+  begins_ = true;
+}
 
 template <typename T>
 void TallSide<T>::gram(T* gram) {
@@ -107,12 +117,36 @@ void TallSide<T>::gram(T* gram) {
 }
 
 template <typename T>
+Product<T> TallSide<T>::times(const T* square, T* result) const {
+  return {layout_, cols_, rows_, y_, square, false, false, result};
+}
+
+template <typename T>
+void TallSide<T>::advance(const T* s, const T* q, double scale) {
+  if (s != nullptr) {
+    Product<T> product = times(s, next_);
+    product.sum = sum_;
+    product.result_weight = 1;
+    product.sum_begins = begins_;
+    multiply(product, team_);
+    begins_ = false;
+  }
+  Product<T> product = times(q, next_);
+  product.scale = static_cast<T>(scale);
+  multiply(product, team_);
+  y_ = next_;
+  std::swap(next_, other_);
+}
+
+template <typename T>
 Overlap TallSide<T>::finish(const T* s, char* direction) {
   T* const result = reinterpret_cast<T*>(direction);
-  multiply(Product<T>{layout_, cols_, rows_, y_, s, false, false, result}, team_);
+  Product<T> product = times(s, result);
+  if (!begins_) product.addend = sum_, product.addend_scale = 1;
+  multiply(product, team_);
   const int64_t size = rows_ * cols_;
   Overlap overlap;
-  kernels().products.in<T>().overlap(y_, size, result, size, 1, size, &overlap.inner,
+  kernels().products.in<T>().overlap(input_, size, result, size, 1, size, &overlap.inner,
                                      &overlap.square);
   return overlap;
 }

@@ -39,14 +39,15 @@ class ThinSide {
   const char* input_ = nullptr;
 };
 
-// X comes tall, as Y = X' (cols, rows), and lies as one strip does: nothing is moved.
+// X comes tall, as Y = X' (cols, rows), and lies as one strip does: nothing is moved, and only
+// where it is replaced anything of its size is held.
 template <typename T>
 class TallSide {
  public:
   TallSide(int64_t rows, int64_t cols, Dtype dtype, bool advances, Team team, Arena& arena);
 
   using Element = T;
-  static constexpr bool kAdvances = false;
+  static constexpr bool kAdvances = true;
   static bool suits(int64_t rows, int64_t cols, Dtype dtype) {
     const StripLayout layout = strip_layout<T>(rows);
     return dtype == kStoredAs<T> && layout.width == rows && layout.padded_rows(cols) == cols;
@@ -55,15 +56,20 @@ class TallSide {
 
   const StripLayout& layout() const { return layout_; }
   void prepare() {}
-  void begin(const char* input) { y_ = reinterpret_cast<const T*>(input); }
+  void begin(const char* input);
   void gram(T* gram);
+  void advance(const T* s, const T* q, double scale);
   Overlap finish(const T* s, char* direction);
 
  private:
+  Product<T> times(const T* square, T* result) const;
+
   int64_t rows_, cols_;
   Team team_;
   StripLayout layout_;
-  const T* y_ = nullptr;
+  T *next_, *other_, *sum_;  // (cols, rows), null where X never advances
+  const T *input_ = nullptr, *y_ = nullptr;
+  bool begins_ = true;  // nothing is in sum
 };
 
 // X is held, as Y = X' (cols, rows), and can be replaced by Q X on the way.

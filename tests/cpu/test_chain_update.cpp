@@ -18,7 +18,7 @@ using lists::List;
 
 constexpr double kSteps[] = {3.0, -3.2, 1.2, 2.4, -2.6, 1.1, 1.9, -1.3, 0.4};
 constexpr int64_t kDepth = 3;
-constexpr int64_t kRestart = 2;
+constexpr int64_t kRestarts[] = {1, 2};
 
 struct Case {
   int64_t batch, rows, cols;
@@ -28,7 +28,7 @@ struct Case {
   MomentumRule rule{0.9, true, true};
   bool has_momentum = true, gram = false, frobenius = true, regularized = false;
   bool mixed = false;  // gradients lie the other way
-  bool restarts = false;
+  int64_t restarts = 0;
 
   bool stays_tall() const {
     ChainArgs args{};
@@ -92,7 +92,7 @@ struct State {
     args.depth = kDepth, args.steps = kSteps;
     args.weights = weights.data(), args.powers = powers.data();
     args.gram = c.gram;
-    args.restarts = &kRestart, args.restart_count = c.restarts;
+    args.restarts = kRestarts, args.restart_count = c.restarts;
     args.direction = {nullptr, inner.data(), square.data()};
     return args;
   }
@@ -222,15 +222,17 @@ void tall() {
   for (const int64_t rows : {2, 8, 12, 16, 32, 48, 64}) {
     for (const int64_t cols : {64, 65, 192}) {
       for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBFloat16}) {
-        Case c{4, rows, cols, dtype, dtype, dtype, dtype};
+        Case c{6, rows, cols, dtype, dtype, dtype, dtype};
         c.gram = true;
         c.layout = cols == 192 ? Layout::kColumnGaps : Layout::kTransposed;
         check_case(c);
         stay += c.stays_tall();
         c.mixed = true;
         check_case(c);
-        c.mixed = false, c.restarts = true;
-        check_case(c);
+        for (const int64_t restarts : {1, 2}) {
+          c.mixed = false, c.restarts = restarts;
+          check_case(c);
+        }
       }
     }
   }

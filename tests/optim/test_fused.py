@@ -108,20 +108,21 @@ def test_as_by_three_operators(
         assert found["blocks"][block] == pytest.approx(numbers, rel=1e-9)
 
 
+@pytest.mark.parametrize("steps", [5, 8])  # without a restart, and with one
 @pytest.mark.parametrize("rows", [8, 16, 24, 32, 48])  # one strip at one level or another
 def test_tall_weights_as_they_lie(
-    rows: int, cpu_level: str, calls: list[int], request: pytest.FixtureRequest
+    rows: int, steps: int, cpu_level: str, calls: list[int], request: pytest.FixtureRequest
 ) -> None:
     def drawn() -> list[nn.Parameter]:
         made = torch.randn(3, 192, rows, generator=torch.Generator("cpu").manual_seed(0))
         return [nn.Parameter(each.clone()) for each in made.to("cpu")]
 
     params = drawn()
-    run(params, steps=5)  # no restart
+    run(params, steps=steps, p=4.0)
     assert calls == [3] * 4
     request.getfixturevalue("apart")
     others = drawn()
-    run(others, steps=5)
+    run(others, steps=steps, p=4.0)
     for ours, theirs in zip(params, others, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
