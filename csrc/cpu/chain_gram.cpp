@@ -33,7 +33,7 @@ class GramChain {
   }
 
   void solve(int64_t index) {
-    side_.begin(input_of(args_, index));
+    side_.begin(input_of(args_, index), direction_of(args_, index));
     side_.gram(r_);
     const double norm = std::sqrt(frobenius(layout_, args_.rows, r_, team_, partial_sums_));
     const Mixture mixture(args_, index, norm);
@@ -47,7 +47,7 @@ class GramChain {
       s_begins_ = false;
     }
     run(mixture);
-    put_overlap(args_, index, side_.finish(whole_sum(), direction_of(args_, index)));
+    put_overlap(args_, index, side_.finish(whole_sum()));
   }
 
  private:
@@ -159,9 +159,9 @@ void gram_chain(const ChainArgs& args, const Parallel& parallel) {
 
 bool takes_tall(const ChainArgs& args) {
   if (!args.gram) return false;
-  if (args.dtype == Dtype::kFloat64)
-    return TallSide<double>::suits(args.rows, args.cols, args.dtype);
-  return TallSide<float>::suits(args.rows, args.cols, args.dtype);
+  const auto suits =
+      args.dtype == Dtype::kFloat64 ? AsItLies<double>::suits : AsItLies<float>::suits;
+  return suits(args.rows, args.cols, args.dtype);
 }
 
 int64_t gram_chain_bytes(const ChainArgs& args, const Parallel& parallel) {

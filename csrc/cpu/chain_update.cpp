@@ -57,13 +57,19 @@ class Update {
     return static_cast<char*>(args.scratch) + index * bytes;
   }
 
-  void gather(int64_t i) const {
-    GatherArgs one = args_.gather;
+  // The arguments of one matrix, as far as gathering and scattering share them.
+  template <typename Args>
+  Args single(Args one, const Lists& lists) const {
     one.batch = 1;
-    Lists lists(args_, i, tall_);
     if (tall_) std::swap(one.rows, one.cols);
     one.grads = &lists.grad;
     if (one.momenta != nullptr) one.momenta = &lists.moment;
+    return one;
+  }
+
+  void gather(int64_t i) const {
+    const Lists lists(args_, i, tall_);
+    GatherArgs one = single(args_.gather, lists);
     one.wide = wide_;
     one.norms += i, one.finite += i;
     gather_momentum(one, alone_);
@@ -91,12 +97,9 @@ class Update {
   }
 
   void scatter(int64_t i) const {
-    ScatterArgs one = args_.scatter;
-    one.batch = 1;
-    Lists lists(args_, i, tall_);
-    if (tall_) std::swap(one.rows, one.cols);
-    one.params = &lists.param, one.grads = &lists.grad;
-    if (one.momenta != nullptr) one.momenta = &lists.moment;
+    const Lists lists(args_, i, tall_);
+    ScatterArgs one = single(args_.scatter, lists);
+    one.params = &lists.param;
     one.direction = direction_;
     one.scale = args_.scale + i;
     one.finite += i;

@@ -75,14 +75,14 @@ void ThinSide<T>::expect(const char* direction, int64_t count) const {
 }
 
 template <typename T>
-Overlap ThinSide<T>::finish(const T* s, char* direction) {
+Overlap ThinSide<T>::finish(const T* s) {
   const ThinProducts<T>& products = kernels().products.thin<T>();
   // Where nothing is rounded or padded, results are written where they belong.
   const bool in_place = dtype_ == kStoredAs<T> && padded_ == rows_ && cols_ % layout_.lanes == 0;
   Overlap overlap, unrounded;
   for (int64_t begin = 0; begin < cols_; begin += stride_) {
     const int64_t count = load(begin), padded = round_up(count, layout_.lanes);
-    char* to = direction + begin * size_of(dtype_);
+    char* to = direction_ + begin * size_of(dtype_);
     expect(to, count);
     if (in_place) {
       products.apply(layout_, s, columns_, stride_, padded, reinterpret_cast<T*>(to), cols_,
@@ -98,39 +98,69 @@ Overlap ThinSide<T>::finish(const T* s, char* direction) {
 }
 
 template <typename T>
-TallSide<T>::TallSide(int64_t rows, int64_t cols, Dtype, bool advances, Team team, Arena& arena)
-    : rows_(rows), cols_(cols), team_(team), layout_(strip_layout<T>(rows)) {
-  for (T** matrix : {&next_, &other_, &sum_}) {
-    *matrix = advances ? arena.take<T>(layout_.size(cols)) : nullptr;
+Overlap AsItLies<T>::store(const T* strips, const char* matrix, char*) const {
+  Overlap overlap;
+  kernels().products.in<T>().overlap(reinterpret_cast<const T*>(matrix), size_, strips, size_, 1,
+                                     size_, &overlap.inner, &overlap.square);
+  return overlap;
+}
+
+template <typename T, typename Mover>
+StripSide<T, Mover>::StripSide(int64_t rows, int64_t cols, Dtype dtype, bool advances, Team team,
+                               Arena& arena)
+    : rows_(rows),
+      cols_(cols),
+      team_(team),
+      layout_(strip_layout<T>(rows)),
+      mover_(layout_, cols, dtype, team, arena),
+      next_(advances ? arena.take<T>(layout_.size(cols)) : nullptr),
+      other_(kMoves || advances ? arena.take<T>(layout_.size(cols)) : nullptr),
+      sum_(kMoves ? arena.take<T>(layout_.size(cols)) : nullptr) {}
+
+template <typename T, typename Mover>
+void StripSide<T, Mover>::prepare() {
+  for (T* matrix : {next_, other_, sum_}) {
+    if (matrix != nullptr) clear_padding(layout_, cols_, matrix);
   }
 }
 
-template <typename T>
-void TallSide<T>::begin(const char* input) {
-  input_ = y_ = reinterpret_cast<const T*>(input);
+template <typename T, typename Mover>
+void StripSide<T, Mover>::begin(const char* input, char* direction) {
+  input_ = input, direction_ = direction;
   begins_ = true;
+  if constexpr (kMoves) {
+    mover_.load(input, other_);
+    y_ = other_;
+  } else {
+    y_ = reinterpret_cast<const T*>(input);
+    sum_ = reinterpret_cast<T*>(direction);
+  }
 }
 
-template <typename T>
-void TallSide<T>::gram(T* gram) {
+template <typename T, typename Mover>
+void StripSide<T, Mover>::gram(T* gram) {
   multiply(Product<T>{layout_, rows_, cols_, y_, y_, true, true, gram}, team_);
 }
 
-template <typename T>
-Product<T> TallSide<T>::times(const T* square, T* result) const {
+template <typename T, typename Mover>
+Product<T> StripSide<T, Mover>::times(const T* square, T* result) const {
   return {layout_, cols_, rows_, y_, square, false, false, result};
 }
 
-template <typename T>
-void TallSide<T>::advance(const T* s, const T* q, double scale) {
-  if (s != nullptr) {
-    Product<T> product = times(s, next_);
+template <typename T, typename Mover>
+void StripSide<T, Mover>::add(const T* s) {
+  Product<T> product = times(s, begins_ ? sum_ : next_);
+  if (!begins_) {
     product.sum = sum_;
     product.result_weight = 1;
-    product.sum_begins = begins_;
-    multiply(product, team_);
-    begins_ = false;
   }
+  multiply(product, team_);
+  begins_ = false;
+}
+
+template <typename T, typename Mover>
+void StripSide<T, Mover>::advance(const T* s, const T* q, double scale) {
+  if (s != nullptr) add(s);
   Product<T> product = times(q, next_);
   product.scale = static_cast<T>(scale);
   multiply(product, team_);
@@ -138,86 +168,19 @@ void TallSide<T>::advance(const T* s, const T* q, double scale) {
   std::swap(next_, other_);
 }
 
-template <typename T>
-Overlap TallSide<T>::finish(const T* s, char* direction) {
-  T* const result = reinterpret_cast<T*>(direction);
-  Product<T> product = times(s, result);
-  if (!begins_) product.addend = sum_, product.addend_scale = 1;
-  multiply(product, team_);
-  const int64_t size = rows_ * cols_;
-  Overlap overlap;
-  kernels().products.in<T>().overlap(input_, size, result, size, 1, size, &overlap.inner,
-                                     &overlap.square);
-  return overlap;
-}
-
-template <typename T>
-StripSide<T>::StripSide(int64_t rows, int64_t cols, Dtype dtype, bool advances, Team team,
-                        Arena& arena)
-    : rows_(rows),
-      cols_(cols),
-      team_(team),
-      layout_(strip_layout<T>(rows)),
-      transposer_(layout_, cols, dtype, team, arena),
-      y_(arena.take<T>(layout_.size(cols))),
-      direction_(arena.take<T>(layout_.size(cols))),
-      next_(advances ? arena.take<T>(layout_.size(cols)) : nullptr) {}
-
-template <typename T>
-void StripSide<T>::prepare() {
-  for (T* matrix : {y_, direction_, next_}) {
-    if (matrix != nullptr) clear_padding(layout_, cols_, matrix);
-  }
-}
-
-template <typename T>
-void StripSide<T>::begin(const char* input) {
-  input_ = input;
-  begins_ = true;
-  transposer_.load(input, y_);
-}
-
-template <typename T>
-void StripSide<T>::gram(T* gram) {
-  multiply(Product<T>{layout_, rows_, cols_, y_, y_, true, true, gram}, team_);
-}
-
-template <typename T>
-Product<T> StripSide<T>::times(const T* square, T* result) const {
-  return {layout_, cols_, rows_, y_, square, false, false, result};
-}
-
-template <typename T>
-void StripSide<T>::add(const T* s) {
-  Product<T> product = times(s, begins_ ? direction_ : next_);
-  if (!begins_) {
-    product.sum = direction_;
-    product.result_weight = 1;
-  }
-  multiply(product, team_);
-  begins_ = false;
-}
-
-template <typename T>
-void StripSide<T>::advance(const T* s, const T* q, double scale) {
-  if (s != nullptr) add(s);
-  Product<T> product = times(q, next_);
-  product.scale = static_cast<T>(scale);
-  multiply(product, team_);
-  std::swap(y_, next_);
-}
-
-template <typename T>
-Overlap StripSide<T>::finish(const T* s, char* direction) {
+template <typename T, typename Mover>
+Overlap StripSide<T, Mover>::finish(const T* s) {
   add(s);
-  return transposer_.store(direction_, input_, direction);
+  return mover_.store(sum_, input_, direction_);
 }
 
 template class ThinSide<float>;
 template class ThinSide<double>;
-template class TallSide<float>;
-template class TallSide<double>;
+template class AsItLies<float>;
+template class AsItLies<double>;
 template class StripSide<float>;
 template class StripSide<double>;
+template class StripSide<float, AsItLies<float>>;
+template class StripSide<double, AsItLies<double>>;
 
 }  // namespace schattor::cpu

@@ -1,9 +1,10 @@
 // A matrix X that is met only through its Gram matrix X X' and through products S X with symmetric
 // S: ThinSide for few long rows, StripSide for any. Both serve matrix after matrix, each by
-//   begin(input), gram(R), and finish(S, direction).
+//   begin(input, direction), gram(R), and finish(S).
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "strips.h"
 
@@ -23,9 +24,9 @@ class ThinSide {
 
   const StripLayout& layout() const { return layout_; }
   void prepare();
-  void begin(const char* input) { input_ = input; }
+  void begin(const char* input, char* direction) { input_ = input, direction_ = direction; }
   void gram(T* gram);
-  Overlap finish(const T* s, char* direction);
+  Overlap finish(const T* s);
 
  private:
   int64_t load(int64_t begin);
@@ -37,43 +38,30 @@ class ThinSide {
   int64_t padded_, stride_;  // of the columns at hand: rows, and elements in a row
   T *columns_, *results_, *sums_;
   const char* input_ = nullptr;
+  char* direction_ = nullptr;
 };
 
-// X comes tall, as Y = X' (cols, rows), and lies as one strip does: nothing is moved, and only
-// where it is replaced anything of its size is held.
+// In place of a Transposer, where X comes tall, X' (cols, rows), and lies as one strip does.
 template <typename T>
-class TallSide {
+class AsItLies {
  public:
-  TallSide(int64_t rows, int64_t cols, Dtype dtype, bool advances, Team team, Arena& arena);
+  AsItLies(const StripLayout& layout, int64_t length, Dtype, Team, Arena&)
+      : size_(layout.size(length)) {}
 
-  using Element = T;
-  static constexpr bool kAdvances = true;
   static bool suits(int64_t rows, int64_t cols, Dtype dtype) {
     const StripLayout layout = strip_layout<T>(rows);
     return dtype == kStoredAs<T> && layout.width == rows && layout.padded_rows(cols) == cols;
   }
-  static bool divides(int64_t, int64_t) { return false; }
 
-  const StripLayout& layout() const { return layout_; }
-  void prepare() {}
-  void begin(const char* input);
-  void gram(T* gram);
-  void advance(const T* s, const T* q, double scale);
-  Overlap finish(const T* s, char* direction);
+  Overlap store(const T* strips, const char* matrix, char*) const;
 
  private:
-  Product<T> times(const T* square, T* result) const;
-
-  int64_t rows_, cols_;
-  Team team_;
-  StripLayout layout_;
-  T *next_, *other_, *sum_;  // (cols, rows), null where X never advances
-  const T *input_ = nullptr, *y_ = nullptr;
-  bool begins_ = true;  // nothing is in sum
+  int64_t size_;
 };
 
-// X is held, as Y = X' (cols, rows), and can be replaced by Q X on the way.
-template <typename T>
+// X is met as Y = X' (cols, rows), and can be replaced by Q X on the way. Where a Transposer moves
+// it, it is held; as it lies, nothing of its size is, until it is replaced.
+template <typename T, typename Mover = Transposer<T>>
 class StripSide {
  public:
   // advances: whether advance() will be called.
@@ -81,28 +69,35 @@ class StripSide {
 
   using Element = T;
   static constexpr bool kAdvances = true;
-  static bool divides(int64_t rows, int64_t cols) { return worth_dividing(rows, cols); }
+  static bool divides(int64_t rows, int64_t cols) { return kMoves && worth_dividing(rows, cols); }
 
   const StripLayout& layout() const { return layout_; }
   void prepare();
-  void begin(const char* input);
+  void begin(const char* input, char* direction);
   void gram(T* gram);
   // direction += S X, where S is not null, and then X <- scale Q X.
   void advance(const T* s, const T* q, double scale);
-  Overlap finish(const T* s, char* direction);
+  Overlap finish(const T* s);
 
  private:
+  static constexpr bool kMoves = std::is_same_v<Mover, Transposer<T>>;
+
   Product<T> times(const T* square, T* result) const;
   void add(const T* s);
 
   int64_t rows_, cols_;
   Team team_;
   StripLayout layout_;
-  Transposer<T> transposer_;
-  T *y_, *direction_;
-  T* next_;  // null where X never advances
+  Mover mover_;
+  T *next_, *other_;  // where Y will be next, and where it was; null where it never is
+  T* sum_;            // of directions; as it lies, the direction itself
+  const T* y_ = nullptr;
   const char* input_ = nullptr;
-  bool begins_ = true;  // nothing is in direction yet
+  char* direction_ = nullptr;
+  bool begins_ = true;  // nothing is in the sum yet
 };
+
+template <typename T>
+using TallSide = StripSide<T, AsItLies<T>>;
 
 }  // namespace schattor::cpu

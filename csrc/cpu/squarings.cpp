@@ -34,7 +34,7 @@ class Squarings {
   }
 
   void solve(int64_t index) {
-    side_.begin(input_of(args_, index));
+    side_.begin(input_of(args_, index), direction_of(args_, index));
     side_.gram(powers_[0]);
     double norm = frobenius(layout_, args_.rows, powers_[0], team_, partial_sums_);
     if (!is_regular<T>(args_, index, norm)) return;
@@ -44,7 +44,7 @@ class Squarings {
     const int64_t last = powers() - 1;
     const double bound = (logarithms_[last] + std::log(norm)) / std::ldexp(1, powers());
     add_up(bound, std::exp((args_.powers[index] - 1) * bound));
-    put_overlap(args_, index, side_.finish(s_, direction_of(args_, index)));
+    put_overlap(args_, index, side_.finish(s_));
   }
 
  private:
