@@ -85,7 +85,7 @@ def share_of(beta: Number) -> Number:
     return 1 - beta + (beta == 1)
 
 
-def _applied(
+def applied_momentum(
     grad: Tensor, old: Tensor | None, momentum: Tensor, ema: bool, nesterov: bool
 ) -> tuple[Tensor, Tensor | None]:
     """``(M, m')`` of the momentum rule: what is applied, and the new moment."""
@@ -120,7 +120,7 @@ def gather_momentum(
     dtype = _sum_dtype(*grads, *momenta)
     grad = torch.stack([g.to(dtype) for g in grads])
     old = torch.stack([m.to(dtype) for m in momenta]) if momenta else None
-    applied, _ = _applied(grad, old, momentum, ema, nesterov)
+    applied, _ = applied_momentum(grad, old, momentum, ema, nesterov)
     _normalise(applied, applied.isfinite(), size, wide, norms, finite)
 
 
@@ -306,6 +306,6 @@ def scatter_update(
         if momenta:
             old = momenta[i]
             dtype = _sum_dtype(old, grad)
-            _, new = _applied(grad.to(dtype), old.to(dtype), momentum, ema, False)
+            _, new = applied_momentum(grad.to(dtype), old.to(dtype), momentum, ema, False)
             assert new is not None
             old.copy_(torch.where(finite[i], new.to(old.dtype), old))

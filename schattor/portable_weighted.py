@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from schattor.portable import (
-    _applied,
     _gram,
     _mirrored,
     _normalise,
     _per_matrix,
     _sum_dtype,
+    applied_momentum,
     inner_products,
     scatter_update,
     share_of,
@@ -66,7 +66,7 @@ def gather_weighted(
     dtype = _sum_dtype(*grads, *momenta, *squares, wide)
     grad = torch.stack([g.to(dtype) for g in grads])
     old = torch.stack([m.to(dtype) for m in momenta]) if momenta else None
-    applied, _ = _applied(grad, old, momentum, ema, nesterov)
+    applied, _ = applied_momentum(grad, old, momentum, ema, nesterov)
     sound = applied.isfinite()
     if squares:
         v = _averaged(squares, grad, beta)

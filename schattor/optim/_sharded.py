@@ -30,7 +30,7 @@ from schattor.optim._shards import (
     shards_of,
 )
 from schattor.optim._stepper import Stepper
-from schattor.portable import scalar_dtype
+from schattor.portable import applied_momentum, scalar_dtype
 
 __all__ = ["Exchange", "ShardedSteps", "Weight"]
 
@@ -144,30 +144,32 @@ class Round:
     def step(self, groups: list[Group], state: State) -> None:
         """Move the shards of these weights, and their momentum."""
         weights = self._exchange.weights
-        applied = [self._applied(each, groups[each.group_index], state) for each in weights]
-        self._direct(self._exchange.to_owners(applied), groups)
-        steps = self._exchange.to_shards(self._steps, applied[0])
         rules = {
             index: self._rule(groups[index]) for index in {each.group_index for each in weights}
         }
-        for each, step in zip(weights, steps, strict=True):
-            _move(each, step, rules[each.group_index], state[each.param])
+        grads = [matching(each.param.grad, each.param) for each in weights]
+        applied = [
+            self._applied(
+                grad, groups[each.group_index], rules[each.group_index], state[each.param]
+            )
+            for each, grad in zip(weights, grads, strict=True)
+        ]
+        self._direct(self._exchange.to_owners(applied), groups)
+        steps = self._exchange.to_shards(self._steps, applied[0])
+        for each, grad, step in zip(weights, grads, steps, strict=True):
+            _move(each, grad, step, rules[each.group_index], state[each.param])
 
-    def _applied(self, weight: Weight, group: Group, state: State) -> Tensor:
+    def _applied(self, grad: Tensor, group: Group, rule: Rule, entry: dict[str, Any]) -> Tensor:
         """This rank's shard of M, what would be applied: moments are read, not written."""
-        entry = state[weight.param]
-        grad, moment = matching(weight.param.grad, weight.param), local_momentum(entry)
+        moment, (_, _, momentum, ema) = local_momentum(entry), rule
         if moment is None:
             return grad
-        mu, ema = group["momentum"], group["momentum_form"] == "ema"
-        a, b = mu, 1 - mu if ema else 1.0
-        if group["nesterov"]:
-            a, b = mu * mu, mu * b + b
-        if group["bias_correction"] and ema:
-            rise = 1 - mu ** (float(entry["step"]) + 1 + group["nesterov"])
-            a, b = a / rise, b / rise
         work = torch.promote_types(self._dtype, torch.float32)
-        return moment.to(work).mul(a).add_(grad.to(work), alpha=b).to(self._dtype)
+        given = (grad.to(work), moment.to(work), momentum, ema, group["nesterov"])
+        found, _ = applied_momentum(*given)
+        if group["bias_correction"] and ema:
+            found /= 1 - group["momentum"] ** (float(entry["step"]) + 1 + group["nesterov"])
+        return found.to(self._dtype)
 
     def _direct(self, wholes: list[Tensor], groups: list[Group]) -> None:
         """The steps of what this rank owns; NaN for a weight whose M is not finite."""
@@ -195,16 +197,15 @@ class Round:
         return self._scalars.new_full((1,), -1.0), decay, momentum, ema
 
 
-def _move(weight: Weight, step: Tensor, rule: Rule, entry: dict[str, Any]) -> None:
+def _move(weight: Weight, grad: Tensor, step: Tensor, rule: Rule, entry: dict[str, Any]) -> None:
     """One shard; a step that is NaN leaves its weights and moments as they are."""
     entry["step"] += 1
     if step.numel() == 0:
         return
     moment, param = local_momentum(entry), weight.param.to_local()
     momenta = [] if moment is None else [moment.view(1, -1)]
-    grad = matching(weight.param.grad, weight.param).view(1, -1)
-    params, direction, finite = [param.view(1, -1)], step.view(1, 1, -1), step[:1].isfinite()
-    ops.scatter_update(params, [grad], momenta, direction, *rule, finite)
+    params, grads = [param.view(1, -1)], [grad.view(1, -1)]
+    ops.scatter_update(params, grads, momenta, step.view(1, 1, -1), *rule, step[:1].isfinite())
     torch.autograd.graph.increment_version(param)
 
 

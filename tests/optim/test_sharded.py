@@ -138,8 +138,8 @@ def applied() -> tuple[Tensor, Tensor]:
     (only,) = optimizer._sharded.rounds
     grad = torch.randn_like(param)
     param.grad = grad
-    (weight,) = only._exchange.weights
-    sent = only._applied(weight, optimizer.param_groups[0], optimizer.state)
+    group = optimizer.param_groups[0]
+    sent = only._applied(grad.to_local(), group, only._rule(group), optimizer.state[param])
     moment, mu = optimizer.state[param]["momentum_buffer"].to_local().double(), 0.95
     mine = grad.to_local().double()
     return sent, mu * (mu * moment + (1 - mu) * mine) + (1 - mu) * mine
