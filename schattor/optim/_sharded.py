@@ -67,15 +67,15 @@ class Exchange:
         """``weights`` in the same order on all ranks; each goes to the rank with least so far."""
         self.weights = weights
         self._ranks, self._rank = weights[0].shards.ranks, weights[0].shards.rank
-        self._of_ranks: list[list[int]] = [[] for _ in weights[0].shards.sizes]
-        loads = [0] * len(self._of_ranks)
+        of_ranks: list[list[int]] = [[] for _ in weights[0].shards.sizes]
+        loads = [0] * len(of_ranks)
         for index, weight in enumerate(weights):
             owner = loads.index(min(loads))
             loads[owner] += weight.param.numel()
-            self._of_ranks[owner].append(index)
-        self._order = [index for indices in self._of_ranks for index in indices]
-        self.owned = [weights[index] for index in self._of_ranks[self._rank]]
-        own = [[weights[index].count(self._rank) for index in each] for each in self._of_ranks]
+            of_ranks[owner].append(index)
+        self._order = [index for indices in of_ranks for index in indices]
+        self.owned = [weights[index] for index in of_ranks[self._rank]]
+        own = [[weights[index].count(self._rank) for index in each] for each in of_ranks]
         self._own = [count for counts in own for count in counts]
         self._pieces = [[each.count(rank) for each in self.owned] for rank in range(len(loads))]
         self._to_owners = [sum(counts) for counts in own]
