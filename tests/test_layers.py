@@ -114,7 +114,8 @@ def test_device_wrappers_alone_hold_what_only_nvcc_reads(path: Path) -> None:
 def test_only_ops_speak_to_the_dispatcher() -> None:
     for path in PYTHON:
         if module_of(path) != "schattor.ops":
-            assert "torch.ops" not in re.sub(r'"""(.|\n)*?"""', "", path.read_text()), path
+            code = re.sub(r'"""(.|\n)*?"""', "", path.read_text())
+            assert not re.search(r"torch\.ops(?!\.aten)", code), path
 
 
 def test_coefficients_live_in_theory_alone() -> None:

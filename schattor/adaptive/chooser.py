@@ -14,6 +14,7 @@ from schattor.adaptive.forms import forms_of
 from schattor.adaptive.layers import LayerMoments
 from schattor.adaptive.moments import Moments
 from schattor.adaptive.own import OwnMoments, Widths
+from schattor.adaptive.products import Products
 from schattor.adaptive.samples import Samples, joined
 from schattor.adaptive.statistics import InputMoments, OutputMoments
 
@@ -44,13 +45,17 @@ class Chooser:
         """Whether this step chooses."""
         self.was_fed = model is not None
         self._own = OwnMoments(params, auto.tokens)
-        watched = [each.param for each in params]
-        self._hooked = None if model is None else InputMoments(model, watched, tokens=auto.tokens)
-        self._behind = (
-            OutputMoments(model, watched, tokens=auto.tokens)
-            if model is not None and self.from_both_sides
-            else None
-        )
+        self._hooked: InputMoments | None = None
+        self._behind: OutputMoments | None = None
+        self._products: Products | None = None
+        if model is not None:
+            watched = [each.param for each in params]
+            self._hooked = InputMoments(model, watched, tokens=auto.tokens)
+            if self.from_both_sides:
+                self._behind = OutputMoments(model, watched, tokens=auto.tokens)
+            else:
+                others = [each for each in params if not self._hooked.covers(each.param)]
+                self._products = Products(model, others, self._own, auto.tokens)
         self._taken: int | None = None
 
     @property
@@ -76,22 +81,25 @@ class Chooser:
 
     def _record(self) -> None:
         assert self._taken is not None
+        if self.due:
+            for moments in self._all_moments():
+                moments.clear()
         self.due = self.auto.is_due(self._taken)
-        self._own.clear()
-        for each in self._all_hooked():
-            each.clear()
-            each.record(self.due)
+        for recorder in (self._hooked, self._behind, self._products):
+            if recorder is not None:
+                recorder.record(self.due)
 
-    def _all_hooked(self) -> list[LayerMoments]:
-        return [each for each in (self._hooked, self._behind) if each is not None]
+    def _all_moments(self) -> list[OwnMoments | LayerMoments]:
+        return [each for each in (self._own, self._hooked, self._behind) if each is not None]
 
     def covers(self, param: nn.Parameter) -> bool:
-        """Whether the inputs of the parameter's layer can be watched."""
-        return self._hooked is not None and self._hooked.covers(param)
+        """Whether what the parameter multiplies can be watched."""
+        return any(each and each.covers(param) for each in (self._hooked, self._products))
 
-    def is_turned(self, param: nn.Parameter) -> bool:
-        """Whether the layer that is covered has its inputs along the rows of its weight."""
-        return self._hooked is not None and self._hooked.turned(param)
+    def is_turned(self, param: nn.Parameter) -> bool | None:
+        """Whether the parameter's layer has its inputs along the rows; None: it has no layer."""
+        known = self._hooked is not None and self._hooked.covers(param)
+        return self._hooked.turned(param) if self._hooked is not None and known else None
 
     def observe(self, who: str, param: Any, inputs: Any, block: Any) -> None:
         """Add samples to what this step's choice is made from; nothing on other steps."""
@@ -104,9 +112,8 @@ class Chooser:
         """The same moments on every rank; gradients are, as they are given."""
         if self.from_gradients:
             return
-        self._own.reduce()
-        for each in self._all_hooked():
-            each.reduce()
+        for moments in self._all_moments():
+            moments.reduce()
 
     def samples(self, inputs: Inputs) -> Samples | None:
         """Of what a block multiplies; the same object for all that saw the same."""

@@ -9,14 +9,47 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 from torch.utils.hooks import RemovableHandle
 
 from schattor.adaptive.samples import Collection, Samples, reduce_all
 from schattor.routing.layouts import is_conv1d
 
-__all__ = ["CONVOLUTIONS", "LayerMoments", "Layers"]
+__all__ = ["CONVOLUTIONS", "LayerMoments", "Layers", "NeverCalled", "Recorder"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Recorder:
+    """Something with hooks on modules while it records."""
+
+    def __init__(self) -> None:
+        """Without hooks."""
+        self._stop: weakref.finalize[Any, Recorder] | None = None
+
+    def _attach(self) -> list[RemovableHandle]:
+        """Put the hooks where they belong."""
+        raise NotImplementedError
+
+    @property
+    def recording(self) -> bool:
+        """Whether hooks are attached."""
+        return self._stop is not None
+
+    def record(self, on: bool) -> None:
+        """Attach the hooks, or remove them; between a backward pass and the next forward.
+
+        A checkpointed layer must find the same hooks when it is recomputed.
+        """
+        if not isinstance(on, bool):
+            raise TypeError(f"{type(self).__name__}.record: on must be a bool, got {on!r}")
+        if on and self._stop is None:
+            _COMPILED.pause()
+            # Runs by itself if this object goes away while it records.
+            self._stop = weakref.finalize(self, _stop, self._attach())
+        elif not on and self._stop is not None:
+            self._stop()
+            self._stop = None
 
 
 class Layers:
@@ -41,14 +74,14 @@ class Layers:
         raise NotImplementedError
 
 
-class LayerMoments:
+class LayerMoments(Recorder):
     """Second moments of what is seen at the layers whose weights are given.
 
     Layers are ``nn.Linear``, HuggingFace's ``Conv1D`` and ``nn.Conv1d/2d/3d`` of one group, and
     classes derived from them. A weight of several layers, or of one that is called several times,
     sums over all calls. All else is not covered: grouped and transposed convolutions, lookups of
-    embeddings, stacked experts, parametrised weights, and what a ``Linear`` and a ``Conv1D`` share,
-    since these read it by different sides.
+    embeddings, stacked experts, parametrised weights, the way out of ``nn.MultiheadAttention``, and
+    what a ``Linear`` and a ``Conv1D`` share, since these read it by different sides.
 
     Kept for each weight are the samples that are looked at, in their dtype, while they are fewer
     than the n numbers of each, and then a sum ``[n, n]``; layers that read the same share them.
@@ -71,6 +104,7 @@ class LayerMoments:
         self, model: nn.Module, params: Iterable[nn.Parameter], *, tokens: int | None = 4096
     ) -> None:
         """See the class."""
+        super().__init__()
         who = type(self).__name__
         if not isinstance(model, nn.Module):
             raise TypeError(f"{who}: model must be an nn.Module, got {type(model).__name__}")
@@ -89,7 +123,6 @@ class LayerMoments:
             for param in given
             if len({is_conv1d(module) for module in layers[id(param)]}) == 1
         }
-        self._stop: weakref.finalize[Any, LayerMoments] | None = None
 
     def _layers_of(self, param: nn.Parameter, modules: list[nn.Module]) -> Layers:
         raise NotImplementedError
@@ -102,28 +135,8 @@ class LayerMoments:
         """Whether the layer that is covered has its inputs along the rows, as a ``Conv1D``."""
         return self._layers[id(param)].turned
 
-    @property
-    def recording(self) -> bool:
-        """Whether hooks are attached."""
-        return self._stop is not None
-
-    def record(self, on: bool) -> None:
-        """Attach the hooks, or remove them; between a backward pass and the next forward.
-
-        A checkpointed layer must find the same hooks when it is recomputed.
-        """
-        if not isinstance(on, bool):
-            raise TypeError(f"{type(self).__name__}.record: on must be a bool, got {on!r}")
-        if on and self._stop is None:
-            _COMPILED.pause()
-            handles = [
-                each.attach(module) for each in self._layers.values() for module in each.modules
-            ]
-            # Runs by itself if this object goes away while it records.
-            self._stop = weakref.finalize(self, _stop, handles)
-        elif not on and self._stop is not None:
-            self._stop()
-            self._stop = None
+    def _attach(self) -> list[RemovableHandle]:
+        return [each.attach(module) for each in self._layers.values() for module in each.modules]
 
     def moment(self, param: nn.Parameter) -> Tensor | None:
         """``[n, n]``, the mean over samples since the last :meth:`clear`; None without samples.
@@ -195,4 +208,6 @@ def _is_known(module: nn.Module, ndim: int) -> bool:
     """Whether this is a layer that is covered, whose weight is whole and no flat shard of it."""
     if isinstance(module, CONVOLUTIONS):
         return module.groups == 1 and ndim == len(module.kernel_size) + 2
-    return (isinstance(module, nn.Linear) or is_conv1d(module)) and ndim == 2
+    # The way out of nn.MultiheadAttention is a layer that is never called.
+    linear = isinstance(module, nn.Linear) and not isinstance(module, NeverCalled)
+    return (linear or is_conv1d(module)) and ndim == 2

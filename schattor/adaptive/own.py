@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from schattor.adaptive.samples import Collection, Samples, reduce_all, samples_of
+from schattor.blocks import BlockSpec
 
 __all__ = ["OwnMoments", "Widths"]
 
@@ -21,6 +22,7 @@ class Widths(NamedTuple):
     whole: int
     blocks: tuple[int, ...]  # of each, where it is split into several
     turned: bool  # whether inputs run along the rows
+    spec: BlockSpec | None
 
 
 class OwnMoments:
@@ -32,7 +34,7 @@ class OwnMoments:
         self._samples: dict[tuple[int, int | None], Collection] = {}
         for each in params:
             self._samples[id(each.param), None] = Collection(each.param, each.whole)
-            for index, width in enumerate(each.blocks):
+            for index, width in enumerate(each.blocks or [each.whole]):
                 self._samples[id(each.param), index] = Collection(each.param, width)
         self._tokens = tokens
 
@@ -61,6 +63,22 @@ class OwnMoments:
         if inputs.numel():
             found, x = self._samples[id(param), block], inputs.detach().unsqueeze(0)
             found.add(samples_of(x, inputs.ndim, found, self._tokens))
+
+    def like(self, param: Tensor, block: int) -> Collection:
+        """Where the samples for one block of a parameter are collected."""
+        return self._samples[id(param), block]
+
+    def share(self, param: Tensor, blocks: Sequence[int], found: Samples) -> None:
+        """Add samples to each of some blocks; those that had the same have the same again."""
+        new: dict[int, Samples | None] = {}
+        for block in blocks:
+            each = self._samples[id(param), block]
+            before = id(each.samples)
+            if before in new:
+                each.samples = new[before]
+            else:
+                each.add(found)
+                new[before] = each.samples
 
     def whole(self, param: Tensor) -> Samples | None:
         """Those for all blocks of a parameter, features ordered as in ``block_views``."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from schattor.blocks import block_views
 
-__all__ = ["Collection", "Samples", "joined", "reduce_all", "samples_of"]
+__all__ = ["Collection", "Samples", "joined", "reduce_all", "samples_between", "samples_of"]
 
 # Rows of these are kept as they are: a float32 would say no more.
 _HALVES = (torch.bfloat16, torch.float16)
@@ -100,7 +100,7 @@ class Collection:
     def in_order(self) -> Samples:
         """As :meth:`at_home`, features in the order of the parameter's matrix in `block_views`."""
         param, found = self.param, self.at_home()
-        if param.ndim > 2 and not param.is_contiguous():
+        if param.ndim > 2 and not param.is_contiguous() and self.size == param[0].numel():
             found = found.at(_order(param))
         return found
 
@@ -115,16 +115,38 @@ def samples_of(x: Tensor, leading: int, like: Collection, tokens: int | None) ->
     if tokens is not None and sizes.numel() > tokens:
         x = _some(x, leading, tokens)
     rows = x.reshape(-1, like.size)
+    return _kept(rows, None, like)
+
+
+def samples_between(
+    x: Tensor, start: Tensor, end: Tensor, like: Collection, tokens: int
+) -> Samples:
+    """The same of the rows from ``start`` to ``end`` of x ``[count, n]``.
+
+    Both stay on the device, and nobody asks how many rows these are: where there are fewer than
+    ``tokens``, rows of zeros stand for the others.
+    """
+    number = end - start
+    places = start + _spread(number, number.clamp(1, tokens), tokens, x.device)
+    there = torch.arange(tokens, device=x.device) < number
+    rows = x[places.clamp(max=len(x) - 1)]
+    return _kept(torch.where(there[:, None], rows, 0.0), there, like)
+
+
+def _kept(rows: Tensor, there: Tensor | None, like: Collection) -> Samples:
+    """Samples of rows ``[count, n]``; only those that are ``there`` are counted, None: all."""
     few = len(rows) < like.size
     if not (few and rows.dtype in _HALVES and like.dtype == torch.float32):
         rows = rows.to(like.dtype)
     if rows.is_cpu and not few:  # it may be asked: if all are finite two passes are saved
         total = _gram([rows])
         if math.isfinite(total.diagonal().sum().item()):
-            return Samples((), total, torch.tensor(len(rows)))
+            number = torch.tensor(len(rows)) if there is None else there.sum()
+            return Samples((), total, number)
     finite = torch.linalg.vector_norm(rows, dim=1, dtype=like.dtype).isfinite()
     rows = torch.where(finite[:, None], rows, 0.0)
-    return Samples((rows,) if few else (), None if few else _gram([rows]), finite.sum())
+    number = (finite if there is None else finite & there).sum()
+    return Samples((rows,) if few else (), None if few else _gram([rows]), number)
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -225,9 +247,13 @@ def _flat_places(sizes: torch.Size, tokens: int, device: torch.device) -> Tensor
     length is a multiple of a stretch, the first among them, whose activations are unlike all
     others. Multiples of the golden ratio modulo one are spread evenly over any such sequence.
     """
-    total = sizes.numel()
-    which = torch.arange(tokens + 1, device=device)
-    edges = which * total // tokens
+    return _spread(sizes.numel(), tokens, tokens, device)
+
+
+def _spread(total: int | Tensor, parts: int | Tensor, count: int, device: torch.device) -> Tensor:
+    """Places ``[count]``, one in each of so many equal stretches of ``total``; more lie beyond."""
+    which = torch.arange(count + 1, device=device)
+    edges = which * total // parts
     golden = which[:-1] * 0x9E3779B9 & 0xFFFFFFFF
     return edges[:-1] + (golden * edges.diff() >> 32)
 

@@ -27,8 +27,7 @@ class InputMoments(LayerMoments):
     evaluation under ``torch.no_grad`` stays out, whatever ``module.training`` says; micro-batches
     add up. Calls that checkpointing repeats count twice, which a mean does not notice. Rows that
     are not finite, or whose squares are not, are left out; so are calls whose input is no dense
-    tensor of the layer's width. A layer that is never called, such as ``out_proj`` of
-    ``nn.MultiheadAttention``, has no moment. What is covered, arguments: :class:`LayerMoments`.
+    tensor of the layer's width. What is covered, arguments: :class:`LayerMoments`.
 
     >>> model = nn.Linear(2, 3)
     >>> moments = InputMoments(model, model.parameters())

@@ -63,9 +63,8 @@ def widths_of(param: Any, name: str, spec: BlockSpec | None) -> Widths:
     """How many inputs a parameter multiplies, and each of its blocks, where there are several."""
     blocks = [fans(shape, spec)[1] for shape in block_shapes(param.shape, spec)]
     own = tuple(blocks) if len(blocks) > 1 else ()
-    spec = spec or {}
-    out = spec.get("out", 0) == 1
-    return Widths(param, name, _side(param, spec, along_rows=out), own, out)
+    out = (spec or {}).get("out", 0) == 1
+    return Widths(param, name, _side(param, spec or {}, along_rows=out), own, out, spec)
 
 
 def _side(param: Any, spec: BlockSpec, along_rows: bool) -> int:

@@ -32,12 +32,13 @@ class Watching(Checkpointed):
         """Watch the inputs of a model's layers, where p is chosen from data (``p="auto"``).
 
         A constructor that is given the module does it itself. Layers are found by their weights:
-        ``nn.Linear``, HuggingFace's ``Conv1D``, convolutions; a weight whose layer is none of these
-        keeps the p that it begins with, unless its inputs are handed to :meth:`observe`. Hooks are
-        on a forward pass only where its step records.
+        ``nn.Linear``, HuggingFace's ``Conv1D``, convolutions. In other modules that hold a weight,
+        such as stacked experts and ``nn.MultiheadAttention``, matrix products with it are looked
+        for. A weight that is met in neither way keeps the p that it begins with, unless its inputs
+        are handed to :meth:`observe`. Hooks are on a forward pass only where its step records.
 
-        Raises ValueError where no group has ``p="auto"``, no layer can be watched, ``blocks`` have
-        a layer's inputs on its other side, or statistics are those of gradients.
+        Raises ValueError where no group has ``p="auto"``, the model holds none of its weights,
+        ``blocks`` have a layer's inputs on its other side, or statistics are those of gradients.
         """
         if self._auto is None:
             raise ValueError(f'{self._who}.watch: a group must have p="auto", got none')
@@ -51,7 +52,7 @@ class Watching(Checkpointed):
     def observe(self, param: nn.Parameter, inputs: Tensor, *, block: int | None = None) -> None:
         """Add what a parameter multiplied to the statistics of this step's choice of p.
 
-        For parameters whose layers are not watched, and optimizers that were given no module (with
+        For parameters that are not watched, and optimizers that were given no module (with
         ``p=AutoP(statistics="inputs")``). Call it between two steps as often as there are inputs;
         samples add up, also to those of a layer that is watched. Where :attr:`recording` is False
         nothing is added.
@@ -146,7 +147,7 @@ class Watching(Checkpointed):
                 f'{self._who}.watch: model must have a layer whose weight has p="auto", got none'
             )
         for each in covered:
-            if chooser.is_turned(each.param) != each.turned:
+            if chooser.is_turned(each.param) not in (None, each.turned):
                 kind = "another layer" if each.turned else "a Conv1D"
                 raise ValueError(
                     f'{self._who}.watch: blocks of {each.name} must hold "out": 1 for a Conv1D and'

@@ -137,6 +137,16 @@ def test_experts_without_tokens_keep_their_p(moments: list[Tensor | None]) -> No
     assert [bool(curve.isfinite().all()) for curve in curves] == [False, False, True]
 
 
+def test_one_expert_that_lies_otherwise_in_memory(moments: list[Tensor | None]) -> None:
+    w = nn.Parameter(normal(1, 6, 4).mT)
+    group = {"params": [w], "rule": "matrix", "blocks": {"batch": 1}}
+    optimizer = Schattor([group], p=ALWAYS)
+    x = normal(7, 6)
+    optimizer.observe(w, x)
+    stepped(optimizer)
+    assert moments[0] is not None and torch.allclose(moments[0], truth(x))
+
+
 @pytest.mark.parametrize("out", [0, 1])
 def test_split_inputs(out: int, moments: list[Tensor | None]) -> None:
     """Blocks along the inputs take their part of what all of them read."""
