@@ -590,7 +590,7 @@ def test_what_is_seen_chooses_what_handing_it_over_chooses() -> None:
 def test_what_hooks_see_counts_once(chosen: list[Samples | None]) -> None:
     layer = nn.Linear(IN, OUT, bias=False)
     model = Own(layer.weight, lambda w, x: layer(x))
-    model.layer = layer
+    model.layer, model.weight = layer, layer.weight
     optimizer = Schattor([{"params": [layer.weight], "rule": "matrix"}], p=ALWAYS)
     optimizer.watch(model)
     model(X[0]).sum().backward()
