@@ -168,10 +168,12 @@ def reduce_all(collections: Sequence[Collection]) -> None:
     """Gather from the ranks of the default process group, if there is one; all must call it.
 
     The collections and their order are the same on every rank; those without samples take part.
+    Raises ValueError on all ranks where they are not.
     """
     if not (collections and dist.is_available() and dist.is_initialized()):
         return
     device = collections[0].param.device
+    _refuse_others(collections, device)
     found = [each.samples for each in collections]
     counts = torch.tensor([0 if each is None else each.height for each in found], device=device)
     of_ranks = [torch.empty_like(counts) for _ in range(dist.get_world_size())]
@@ -185,6 +187,20 @@ def reduce_all(collections: Sequence[Collection]) -> None:
             each.samples = Samples((), _summed(each), number)
         elif sum(from_ranks):
             each.samples = Samples(_gathered(each, from_ranks), None, number)
+
+
+def _refuse_others(collections: Sequence[Collection], device: torch.device) -> None:
+    """What ranks would add up, or wait for, must belong together."""
+    own = torch.tensor([len(collections), sum(each.size for each in collections)], device=device)
+    of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(of_ranks, own)
+    found = [tuple(each.tolist()) for each in of_ranks]
+    if len({*found}) > 1:
+        raise ValueError(
+            'p="auto" with statistics of inputs: every rank must choose p of the same parameters,'
+            f" got {[count for count, _ in found]} statistics of {[size for _, size in found]}"
+            ' numbers; use AutoP(statistics="gradients") where each rank has its own'
+        )
 
 
 def _summed(each: Collection) -> Tensor:

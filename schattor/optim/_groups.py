@@ -64,6 +64,11 @@ def split(who: str, group: Group) -> list[Group]:
     names = group.get("param_names")
     if members and isinstance(members[0], tuple):
         names, members = [name for name, _ in members], [param for _, param in members]
+    if names and len(names) != len(members):
+        raise ValueError(
+            f"{who}: param_names must be as many as params, {len(members)}, got {len(names)};"
+            " delete them from groups that ZeroRedundancyOptimizer divides"
+        )
     full = {**group, "params": members, **({"param_names": list(names)} if names else {})}
     if "rule" in group:
         return [full]
