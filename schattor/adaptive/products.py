@@ -1,4 +1,4 @@
-"""What weights multiply inside modules that no hook knows as layers."""
+"""What weights multiply, seen where it is computed: in modules whose inputs do not say it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import pad
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils.hooks import RemovableHandle
@@ -16,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from schattor.adaptive.layers import NeverCalled, Recorder
 from schattor.adaptive.own import OwnMoments, Widths
 from schattor.adaptive.places import Memory, Part, Side, memories_of, name_of_memory
-from schattor.adaptive.samples import samples_between, samples_of
+from schattor.adaptive.samples import samples_between, samples_of, unfolded
 from schattor.routing.layouts import is_layer
 
 __all__ = ["Products"]
@@ -33,21 +34,23 @@ _PRODUCTS = {
     _aten.baddbmm.default: 1,
 }
 _GROUPED = _aten._grouped_mm.default
+_CONVOLUTION = _aten.convolution.default
 _CAST = _aten._to_copy.default
-_OF_INTEREST = frozenset((*_PRODUCTS, _GROUPED, _CAST))
+_OF_INTEREST = frozenset((*_PRODUCTS, _GROUPED, _CONVOLUTION, _CAST))
 
 # Modules that are never called: what they hold belongs to the module around them.
 _HOLDERS = (nn.ParameterList, nn.ParameterDict, NeverCalled)
 
 
 class Products(Recorder):
-    """Samples of what weights multiply in modules that hold them and are no layers.
+    """Samples of what weights multiply in modules whose inputs do not say it.
 
-    Such are experts in one tensor, ``nn.MultiheadAttention``, and a user's own modules. While one
-    of them runs forward, each matrix product that PyTorch computes is looked at: where one side is
-    part of a weight, or a batch of parts, the other side holds samples for the blocks in it. A part
-    is known by its place in memory, a copy if it is one in another dtype. Nothing is seen in
-    kernels that are no products to PyTorch, such as fused recurrent ones and those of Triton.
+    Such are experts in one tensor, ``nn.MultiheadAttention``, grouped convolutions, and a user's
+    own modules. While one of them runs forward, each matrix product and convolution that PyTorch
+    computes is looked at: where one side is part of a weight, or a batch of parts, the other side
+    holds samples for the blocks in it. A part is known by its place in memory, a copy if it is one
+    in another dtype. Nothing is seen in kernels that are no products to PyTorch, such as fused
+    recurrent ones and those of Triton, nor in transposed and depthwise convolutions.
 
     What :class:`~schattor.adaptive.statistics.InputMoments` says of its hooks holds here too. Of
     rows in groups each group shows at most twice the mean number.
@@ -62,11 +65,9 @@ class Products(Recorder):
         held: set[int] = set()
         self._modules: list[nn.Module] = []
         for module in model.modules():
-            # A layer without a hook of its own computes the weight that it applies.
-            if not (is_layer(module) or isinstance(module, (ParametrizationList, *_HOLDERS))):
-                own = given.keys() & {id(param) for param in _held_by(module)}
-                self._modules += [module] if own else []
-                held |= own
+            own = given.keys() & {id(param) for param in _held_by(module)}
+            self._modules += [module] if own else []
+            held |= own
         self._params = [each for key, each in given.items() if key in held]
         self._seeing = _Seeing(to, tokens)
 
@@ -88,11 +89,14 @@ class Products(Recorder):
         return handles
 
 
-def _held_by(module: nn.Module) -> Iterator[nn.Parameter]:
-    yield from module.parameters(recurse=False)
-    for child in module.children():
-        if isinstance(child, _HOLDERS):
-            yield from child.parameters(recurse=False)
+def _held_by(module: nn.Module) -> Iterator[nn.Parameter | None]:
+    """The parameters that a module, when it is called, may multiply something with."""
+    if is_layer(module):  # of others it computes its weight
+        yield module._parameters.get("weight")
+    elif not isinstance(module, (ParametrizationList, *_HOLDERS)):
+        for each in (module, *module.children()):
+            if each is module or isinstance(each, _HOLDERS):
+                yield from each.parameters(recurse=False)
 
 
 class _Copy(NamedTuple):
@@ -145,6 +149,8 @@ class _Seeing(TorchDispatchMode):
                     self._see(*args[_PRODUCTS[func] :][:2])
                 elif func is _GROUPED:
                     self._see_groups(*args[:3])
+                elif func is _CONVOLUTION:
+                    self._see_convolution(*args)
                 else:
                     self._follow(args[0], result)
         return result
@@ -156,7 +162,7 @@ class _Seeing(TorchDispatchMode):
         right = right.unsqueeze(-1) if right.ndim == 1 else right
         if left.ndim == 2:
             left, right = left.unsqueeze(0), right.unsqueeze(0)
-        of_left, of_right = self._parts(left.mT), self._parts(right)
+        of_left, of_right = (self._parts(each, *_sides(each)) for each in (left.mT, right))
         if of_right and not of_left:
             x, of_matrices = left, of_right
         elif of_left and not of_right:  # the same product, transposed
@@ -164,11 +170,7 @@ class _Seeing(TorchDispatchMode):
         else:
             return
         for samples, parts in zip(x, of_matrices, strict=True):
-            for param, blocks, inputs in parts:
-                mine, like = samples[None, :, inputs], self._to.like(param, blocks[0])
-                if mine.numel():
-                    found = samples_of(mine, 2, like, self._tokens)
-                    self._to.share(param, blocks, found)
+            self._add(samples.unsqueeze(0), 2, parts)
 
     def _see_groups(self, x: Tensor, weights: Tensor, ends: Tensor | None) -> None:
         """Rows in groups that end at ``ends``, and a matrix for each group."""
@@ -180,11 +182,48 @@ class _Seeing(TorchDispatchMode):
         if self._tokens is not None:
             most = min(most, self._tokens, -(-2 * most // len(weights)))
         bounds = [ends.new_zeros(()), *ends.long().unbind()]
-        for (start, end), parts in zip(pairwise(bounds), self._parts(weights), strict=False):
+        of_groups = self._parts(weights, *_sides(weights))
+        for (start, end), parts in zip(pairwise(bounds), of_groups, strict=False):
             for param, blocks, inputs in parts:
                 like = self._to.like(param, blocks[0])
                 found = samples_between(x[:, inputs], start, end, like, most)
                 self._to.share(param, blocks, found)
+
+    def _see_convolution(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        bias: Tensor | None,
+        strides: Sequence[int],
+        padding: Sequence[int],
+        dilations: Sequence[int],
+        transposed: bool,
+        output_padding: Sequence[int],
+        groups: int,
+    ) -> None:
+        """A convolution with kernels ``[out, in, k...]`` in groups, none of a single channel."""
+        if transposed or weights.shape[1] == 1 or not (_is_plain(x) and _is_plain(weights)):
+            return
+        # Columns in the order of memory, as `block_views` has them.
+        order = sorted(range(1, weights.ndim), key=weights.stride, reverse=True)
+        kernel, (outputs, *_) = weights.permute(0, *order)[0], _sides(weights)
+        count = outputs.size // groups
+        of_groups = self._parts(
+            weights,
+            Side(groups, count * outputs.stride),
+            Side(kernel.numel(), 1),
+            Side(count, outputs.stride),
+        )
+        seen = None
+        if any(of_groups) and kernel.is_contiguous():
+            padded = pad(x, [each for each in reversed(padding) for _ in range(2)])
+            seen = unfolded(padded, weights.shape[2:], strides, dilations)
+        if seen is not None:
+            leading = weights.ndim - 1
+            seen = seen.unflatten(leading, (groups, -1)).movedim(leading, 0)
+            seen = seen.permute(*range(1 + leading), *(leading + dim for dim in order))
+            for patches, parts in zip(seen, of_groups, strict=True):
+                self._add(patches, leading, parts)
 
     def _follow(self, x: Tensor, copy: Tensor) -> None:
         """Take a copy of a part of a weight for that part."""
@@ -195,21 +234,32 @@ class _Seeing(TorchDispatchMode):
                 shift = offset - int(copy.storage_offset())
                 self._copies[name_of_memory(copy)] = _Copy(memory, source, shift)
 
-    def _parts(self, weights: Tensor) -> list[list[Part]]:
-        """The blocks in each of some matrices ``[batch, inputs, outputs]``; []: no weights."""
-        name, offset = self._place(weights)
+    def _add(self, x: Tensor, leading: int, parts: list[Part]) -> None:
+        """Add samples ``[leading dimensions..., features...]`` of what some blocks multiply."""
+        for param, blocks, inputs in parts if x.numel() else []:
+            like = self._to.like(param, blocks[0])
+            every = like.size == x.shape[leading:].numel()
+            mine = x if every else x.flatten(leading)[..., inputs]
+            self._to.share(param, blocks, samples_of(mine, leading, like, self._tokens))
+
+    def _parts(self, x: Tensor, batch: Side, inputs: Side, outputs: Side) -> list[list[Part]]:
+        """The blocks in each of some matrices that a tensor is; []: it is no weight."""
+        name, start = self._place(x)
         memory = self._memories.get(name)
         if memory is None:
             return []
-        inputs, outputs = (Side(weights.shape[dim], weights.stride(dim)) for dim in (1, 2))
-        starts = [offset + index * weights.stride(0) for index in range(len(weights))]
-        return [memory.parts(start, inputs, outputs) for start in starts]
+        starts = [start + index * batch.stride for index in range(batch.size)]
+        return [memory.parts(each, inputs, outputs) for each in starts]
 
     def _place(self, x: Tensor) -> tuple[int, int]:
         """The memory that a tensor, or what it is a copy of, lies in, and where it begins there."""
         name, offset = name_of_memory(x), int(x.storage_offset())
         copy = self._copies.get(name)
         return (name, offset) if copy is None else (copy.source, copy.shift + offset)
+
+
+def _sides(x: Tensor) -> list[Side]:
+    return [Side(*side) for side in zip(x.shape, x.stride(), strict=True)]
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from schattor.blocks import block_views
 
-__all__ = ["Collection", "Samples", "joined", "reduce_all", "samples_between", "samples_of"]
+__all__ = [
+    "Collection",
+    "Samples",
+    "joined",
+    "reduce_all",
+    "samples_between",
+    "samples_of",
+    "unfolded",
+]
 
 # Rows of these are kept as they are: a float32 would say no more.
 _HALVES = (torch.bfloat16, torch.float16)
@@ -147,6 +155,22 @@ def _kept(rows: Tensor, there: Tensor | None, like: Collection) -> Samples:
     rows = torch.where(finite[:, None], rows, 0.0)
     number = (finite if there is None else finite & there).sum()
     return Samples((rows,) if few else (), None if few else _gram([rows]), number)
+
+
+def unfolded(
+    x: Tensor, sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> Tensor | None:
+    """What a kernel sees at each place of x ``[batch, in, ...]``, ``[batch, places..., in, k...]``.
+
+    A view. None where the kernel has no place.
+    """
+    depth = len(sizes)
+    for dim, (size, stride, dilation) in enumerate(zip(sizes, strides, dilations, strict=True)):
+        span = dilation * (size - 1) + 1
+        if x.shape[2 + dim] < span:
+            return None
+        x = x.unfold(2 + dim, span, stride)[..., ::dilation]
+    return x.movedim(1, 1 + depth)
 
 
 def joined(parts: Sequence[Samples]) -> Samples:

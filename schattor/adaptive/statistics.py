@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from schattor.adaptive.layers import CONVOLUTIONS, LayerMoments, Layers
-from schattor.adaptive.samples import Collection, Samples, samples_of
+from schattor.adaptive.samples import Collection, Samples, samples_of, unfolded
 
 __all__ = ["InputMoments", "OutputMoments"]
 
@@ -207,8 +207,4 @@ def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor | N
         pads = [part for whole in reversed(both) for part in (whole // 2, whole - whole // 2)]
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x = nn.functional.pad(x, pads, mode=mode)
-    for dim in range(depth):
-        if x.shape[2 + dim] < spans[dim]:
-            return None
-        x = x.unfold(2 + dim, spans[dim], module.stride[dim])[..., :: dilation[dim]]
-    return x.movedim(1, 1 + depth)
+    return unfolded(x, sizes, module.stride, dilation)
