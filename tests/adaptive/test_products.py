@@ -407,6 +407,8 @@ def test_convolutions_without_samples() -> None:
     for conv, spec in (
         (nn.Conv2d(4, 4, 3, groups=4), None),
         (nn.ConvTranspose2d(4, 6, 3, groups=2), {"rows": 2, "out": 1}),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), {"rows": 2}),
+        (Own(normal(6, 4, 1, 1), lambda w, x: F.conv2d(x, w.expand(-1, -1, 3, 3))), None),
     ):
         with Seen(conv, {"weight": spec}) as seen:
             conv(x)
