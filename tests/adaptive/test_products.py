@@ -292,8 +292,8 @@ def test_weights_in_one_memory() -> None:
 @pytest.mark.parametrize("same", ["all", "keys and values", "none"])
 def test_attention(same: str, batch_first: bool) -> None:
     torch.manual_seed(0)
-    attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
-    query, key, value = (normal(3, 5, 8, seed=seed) for seed in range(3))
+    attention = nn.MultiheadAttention(8, 2, batch_first=batch_first).double()
+    query, key, value = (normal(3, 5, 8, seed=seed).double() for seed in range(3))
     key = query if same == "all" else key
     value = key if same != "none" else value
     specs: dict[str, BlockSpec | None] = {"in_proj_weight": {"rows": 3}, "out_proj.weight": None}
@@ -370,8 +370,8 @@ def test_convolutions_of_other_dimensions(
     moments = seen.moments()
     # A kernel that is 1 at one place gives what it sees there.
     for group, found in enumerate(moments):
-        part = x[:, 2 * group : 2 * group + 2]
-        single = torch.eye(kernels[0].numel()).view(-1, *kernels.shape[1:])
+        part = x[:, 2 * group : 2 * group + 2].double()
+        single = torch.eye(kernels[0].numel()).double().view(-1, *kernels.shape[1:])
         rows = conv(part, single).flatten(2).mT
         assert found is not None
         assert_same([found], [truth(rows)])
@@ -566,7 +566,7 @@ def test_autocast(ways: dict[str, Callable[..., Any]], way: str) -> None:
     model = Own(normal(E, *((IN, OUT) if out else (OUT, IN))), ways[way])
     x = X.bfloat16().float()
     with Seen(model, {"weight": {"batch": 1, "out": out}}) as seen:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16):
             model(x)
             model(x)
         copies = list(seen.products._seeing._copies.values())
