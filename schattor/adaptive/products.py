@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import pad
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils.hooks import RemovableHandle
 
 from schattor.adaptive.layers import NeverCalled, Recorder
+from schattor.adaptive.origins import Origins, is_plain, sides
 from schattor.adaptive.own import OwnMoments, Widths
-from schattor.adaptive.places import Memory, Part, Side, memories_of, name_of_memory
+from schattor.adaptive.places import Part, Side
 from schattor.adaptive.samples import samples_between, samples_of, unfolded
 from schattor.routing.layouts import is_layer
 
@@ -36,7 +36,8 @@ _PRODUCTS = {
 _GROUPED = _aten._grouped_mm.default
 _CONVOLUTION = _aten.convolution.default
 _CAST = _aten._to_copy.default
-_OF_INTEREST = frozenset((*_PRODUCTS, _GROUPED, _CONVOLUTION, _CAST))
+_PICK = _aten.index.Tensor
+_OF_INTEREST = frozenset((*_PRODUCTS, _GROUPED, _CONVOLUTION, _CAST, _PICK))
 
 # Modules that are never called: what they hold belongs to the module around them.
 _HOLDERS = (nn.ParameterList, nn.ParameterDict, NeverCalled)
@@ -48,9 +49,10 @@ class Products(Recorder):
     Such are experts in one tensor, ``nn.MultiheadAttention``, grouped convolutions, and a user's
     own modules. While one of them runs forward, each matrix product and convolution that PyTorch
     computes is looked at: where one side is part of a weight, or a batch of parts, the other side
-    holds samples for the blocks in it. A part is known by its place in memory, a copy if it is one
-    in another dtype. Nothing is seen in kernels that are no products to PyTorch, such as fused
-    recurrent ones and those of Triton, nor in transposed and depthwise convolutions.
+    holds samples for the blocks in it. A part is known by its place in memory; a copy, if it is one
+    in another dtype, or of some experts by their numbers. Nothing is seen in kernels that are no
+    products to PyTorch, such as fused recurrent ones and those of Triton, nor in transposed and
+    depthwise convolutions.
 
     What :class:`~schattor.adaptive.statistics.InputMoments` says of its hooks holds here too. Of
     rows in groups each group shows at most twice the mean number.
@@ -99,14 +101,6 @@ def _held_by(module: nn.Module) -> Iterator[nn.Parameter | None]:
                 yield from each.parameters(recurse=False)
 
 
-class _Copy(NamedTuple):
-    """A copy of a part of a weight."""
-
-    memory: StorageWeakRef  # as long as this is held, no other memory has its name
-    source: int  # the memory of the weight
-    shift: int  # from offsets in the copy's memory to offsets in the weight's
-
-
 class _Seeing(TorchDispatchMode):
     """Sees products while a module runs forward."""
 
@@ -121,8 +115,7 @@ class _Seeing(TorchDispatchMode):
         while isinstance(left := _get_current_dispatch_mode(), _Seeing):
             left.__exit__(None, None, None)
         self._running: list[nn.Module] = []
-        self._memories: dict[int, Memory] = memories_of(params)
-        self._copies: dict[int, _Copy] = {}
+        self._origins = Origins(params)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """The hook before a module runs forward."""
@@ -148,46 +141,49 @@ class _Seeing(TorchDispatchMode):
                 if func in _PRODUCTS:
                     self._see(*args[_PRODUCTS[func] :][:2])
                 elif func is _GROUPED:
-                    self._see_groups(*args[:3])
+                    self._see_grouped(*args[:3])
                 elif func is _CONVOLUTION:
                     self._see_convolution(*args)
+                elif func is _PICK:
+                    self._origins.pick(args[0], args[1], result)
                 else:
-                    self._follow(args[0], result)
+                    self._origins.cast(args[0], result)
         return result
 
     def _see(self, left: Tensor, right: Tensor) -> None:
         """A product of matrices, or of batches of them."""
-        if not (_is_plain(left) and _is_plain(right)):
+        if not (is_plain(left) and is_plain(right)):
             return
         right = right.unsqueeze(-1) if right.ndim == 1 else right
         if left.ndim == 2:
             left, right = left.unsqueeze(0), right.unsqueeze(0)
-        of_left, of_right = (self._parts(each, *_sides(each)) for each in (left.mT, right))
+        of_left, of_right = (self._origins.parts(x, *sides(x)) for x in (left.mT, right))
         if of_right and not of_left:
             x, of_matrices = left, of_right
         elif of_left and not of_right:  # the same product, transposed
             x, of_matrices = right.mT, of_left
         else:
+            self._see_picked(left, right)
+            self._see_picked(right.mT, left.mT)
             return
         for samples, parts in zip(x, of_matrices, strict=True):
             self._add(samples.unsqueeze(0), 2, parts)
 
-    def _see_groups(self, x: Tensor, weights: Tensor, ends: Tensor | None) -> None:
+    def _see_picked(self, x: Tensor, weights: Tensor) -> None:
+        """Tokens ``[tokens, 1, inputs]``, each with a matrix that was copied for it."""
+        picked = self._origins.picked(weights)
+        if picked is not None and x.shape[1] == 1:
+            which, order = picked.which.sort(stable=True)
+            every = torch.arange(len(picked.of_matrices), device=which.device)
+            ends = torch.searchsorted(which, every, right=True)
+            self._add_groups(x[order, 0], picked.of_matrices, ends)
+
+    def _see_grouped(self, x: Tensor, weights: Tensor, ends: Tensor | None) -> None:
         """Rows in groups that end at ``ends``, and a matrix for each group."""
         if ends is None or x.ndim != 2 or weights.ndim != 3:  # the groups are on another side
             return
-        if not (_is_plain(x) and _is_plain(weights) and x.numel()):
-            return
-        most = len(x)
-        if self._tokens is not None:
-            most = min(most, self._tokens, -(-2 * most // len(weights)))
-        bounds = [ends.new_zeros(()), *ends.long().unbind()]
-        of_groups = self._parts(weights, *_sides(weights))
-        for (start, end), parts in zip(pairwise(bounds), of_groups, strict=False):
-            for param, blocks, inputs in parts:
-                like = self._to.like(param, blocks[0])
-                found = samples_between(x[:, inputs], start, end, like, most)
-                self._to.share(param, blocks, found)
+        if is_plain(x) and is_plain(weights):
+            self._add_groups(x, self._origins.parts(weights, *sides(weights)), ends)
 
     def _see_convolution(
         self,
@@ -202,13 +198,13 @@ class _Seeing(TorchDispatchMode):
         groups: int,
     ) -> None:
         """A convolution with kernels ``[out, in, k...]`` in groups, none of a single channel."""
-        if transposed or weights.shape[1] == 1 or not (_is_plain(x) and _is_plain(weights)):
+        if transposed or weights.shape[1] == 1 or not (is_plain(x) and is_plain(weights)):
             return
         # Columns in the order of memory, as `block_views` has them.
         order = sorted(range(1, weights.ndim), key=weights.stride, reverse=True)
-        kernel, (outputs, *_) = weights.permute(0, *order)[0], _sides(weights)
+        kernel, (outputs, *_) = weights.permute(0, *order)[0], sides(weights)
         count = outputs.size // groups
-        of_groups = self._parts(
+        of_groups = self._origins.parts(
             weights,
             Side(groups, count * outputs.stride),
             Side(kernel.numel(), 1),
@@ -225,14 +221,19 @@ class _Seeing(TorchDispatchMode):
             for patches, parts in zip(seen, of_groups, strict=True):
                 self._add(patches, leading, parts)
 
-    def _follow(self, x: Tensor, copy: Tensor) -> None:
-        """Take a copy of a part of a weight for that part."""
-        if _is_plain(x) and _is_plain(copy) and copy.stride() == x.stride():
-            source, offset = self._place(x)
-            if source in self._memories:
-                memory = StorageWeakRef(copy.untyped_storage())
-                shift = offset - int(copy.storage_offset())
-                self._copies[name_of_memory(copy)] = _Copy(memory, source, shift)
+    def _add_groups(self, x: Tensor, of_groups: list[list[Part]], ends: Tensor) -> None:
+        """Add rows ``[rows, n]`` in groups, whose ends stay on the device."""
+        if not of_groups or not x.numel():
+            return
+        most = len(x)
+        if self._tokens is not None:
+            most = min(most, self._tokens, -(-2 * most // len(of_groups)))
+        bounds = [ends.new_zeros(()), *ends.long().unbind()]
+        for (start, end), parts in zip(pairwise(bounds), of_groups, strict=True):
+            for param, blocks, inputs in parts:
+                like = self._to.like(param, blocks[0])
+                found = samples_between(x[:, inputs], start, end, like, most)
+                self._to.share(param, blocks, found)
 
     def _add(self, x: Tensor, leading: int, parts: list[Part]) -> None:
         """Add samples ``[leading dimensions..., features...]`` of what some blocks multiply."""
@@ -241,27 +242,3 @@ class _Seeing(TorchDispatchMode):
             every = like.size == x.shape[leading:].numel()
             mine = x if every else x.flatten(leading)[..., inputs]
             self._to.share(param, blocks, samples_of(mine, leading, like, self._tokens))
-
-    def _parts(self, x: Tensor, batch: Side, inputs: Side, outputs: Side) -> list[list[Part]]:
-        """The blocks in each of some matrices that a tensor is; []: it is no weight."""
-        name, start = self._place(x)
-        memory = self._memories.get(name)
-        if memory is None:
-            return []
-        starts = [start + index * batch.stride for index in range(batch.size)]
-        return [memory.parts(each, inputs, outputs) for each in starts]
-
-    def _place(self, x: Tensor) -> tuple[int, int]:
-        """The memory that a tensor, or what it is a copy of, lies in, and where it begins there."""
-        name, offset = name_of_memory(x), int(x.storage_offset())
-        copy = self._copies.get(name)
-        return (name, offset) if copy is None else (copy.source, copy.shift + offset)
-
-
-def _sides(x: Tensor) -> list[Side]:
-    return [Side(*side) for side in zip(x.shape, x.stride(), strict=True)]
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether a tensor has memory to look into."""
-    return type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from seen import curves_of
 
 from schattor import AutoP, Schattor
 
@@ -52,19 +52,15 @@ def _trained(name: str, implementation: str | None) -> Schattor:
 def test_models_of_experts(name: str) -> None:
     """Each block of every expert gets a p of its own."""
     optimizer = _trained(name, None)
-    assert all(bool(curve.isfinite().all()) for curve in _curves(optimizer))
+    assert all(bool(curve.isfinite().all()) for curve in curves_of(optimizer))
     blocks = optimizer.p_history().items()
     chosen = [found[-1][1] for block, found in blocks if re.search("expert|mlp", block)]
     assert len(chosen) >= 8 and len(set(chosen)) > 3
 
 
 @pytest.mark.parametrize("name", ["Mixtral", "GptOss"])
-def test_groups_choose_what_loops_choose(name: str) -> None:
-    loops, groups = (_curves(_trained(name, way)) for way in ("eager", "grouped_mm"))
-    for one, other in zip(loops, groups, strict=True):
+@pytest.mark.parametrize("way", ["grouped_mm", "batched_mm"])
+def test_other_ways_choose_what_loops_choose(name: str, way: str) -> None:
+    loops, others = (curves_of(_trained(name, each)) for each in ("eager", way))
+    for one, other in zip(loops, others, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-
-
-def _curves(optimizer: Schattor) -> list[Tensor]:
-    entries = (entry for state in optimizer.state.values() for entry in state.items())
-    return [value for key, value in entries if key.startswith("auto_curve")]

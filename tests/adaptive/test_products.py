@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from seen import ALWAYS, Own, Seen, assert_same, curves_of, normal, truth
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -17,73 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from schattor import AutoP, Schattor
 from schattor.adaptive.chooser import Chooser, Inputs
-from schattor.adaptive.own import OwnMoments
-from schattor.adaptive.products import Products
 from schattor.adaptive.samples import Samples
 from schattor.blocks import BlockSpec
-from schattor.optim._chosen import widths_of
 
 E, OUT, IN = 3, 8, 4  # grouped_mm wants rows of 16 bytes
-ALWAYS = AutoP(warmup=0, interval=1, smoothing=0.0)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def truth(*rows: Tensor) -> Tensor:
-    x = torch.cat([part.flatten(0, -2) for part in rows]).double()
-    return x.mT @ x / len(x)
-
-
-class Own(nn.Module):
-    """A weight, and any way to apply it."""
-
-    def __init__(self, weight: Tensor, apply: Callable[..., Any]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.apply_to = apply
-
-    def forward(self, *args: Any) -> Any:
-        return self.apply_to(self.weight, *args)
-
-
-class Seen:
-    """The moments of what blocks of some parameters of a model were seen to multiply."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        specs: dict[str, BlockSpec | None],
-        tokens: int | None = None,
-    ) -> None:
-        self.params = {name: model.get_parameter(name) for name in specs}
-        widths = [widths_of(self.params[name], name, spec) for name, spec in specs.items()]
-        self.blocks = {each.name: range(len(each.blocks) or 1) for each in widths}
-        self.own = OwnMoments(widths, tokens)
-        self.products = Products(model, widths, self.own, tokens)
-
-    def __enter__(self) -> Seen:
-        self.products.record(True)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.products.record(False)
-
-    def moments(self, name: str = "weight") -> list[Tensor | None]:
-        collections = [self.own.like(self.params[name], block) for block in self.blocks[name]]
-        return [each.samples and each.samples.moment() for each in collections]
-
-    def numbers(self, name: str = "weight") -> list[int]:
-        collections = [self.own.like(self.params[name], block) for block in self.blocks[name]]
-        return [0 if each.samples is None else int(each.samples.number) for each in collections]
-
-
-def assert_same(found: list[Tensor | None], expected: list[Tensor | None]) -> None:
-    assert [each is None for each in found] == [each is None for each in expected]
-    for one, other in zip(found, expected, strict=True):
-        if one is not None and other is not None:
-            torch.testing.assert_close(one.double(), other.double(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
@@ -112,6 +50,15 @@ TOKENS = 5
 X = normal(E, TOKENS, IN, seed=1)
 ENDS = torch.tensor([TOKENS * (e + 1) for e in range(E)], dtype=torch.int32)
 
+# The same tokens in another order, and whose they are; some counted from the last expert.
+ORDER = torch.tensor([8, 1, 14, 0, 12, 3, 5, 10, 7, 2, 9, 4, 13, 6, 11])
+WHOSE = ORDER // TOKENS - E * (ORDER % 2)
+
+
+def mixed(x: Tensor) -> Tensor:
+    return x.flatten(0, 1)[ORDER]
+
+
 STORED_OUT_IN: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "linear": lambda w, x: [F.linear(x[e], w[e]) for e in range(E)],
     "linear, by a tensor": lambda w, x: [F.linear(x[e], w[torch.tensor(e)]) for e in range(E)],
@@ -128,6 +75,7 @@ STORED_OUT_IN: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "einsum": lambda w, x: torch.einsum("eti,eoi->eto", x, w),
     "einsum, weights first": lambda w, x: torch.einsum("eoi,eti->toe", w, x),
     "groups": lambda w, x: F.grouped_mm(x.flatten(0, 1), w.mT, offs=ENDS),
+    "a copy for each token": lambda w, x: torch.bmm(w[WHOSE], mixed(x).unsqueeze(-1)),
     "halves": lambda w, x: [F.linear(x[e], half) for e in range(E) for half in w[e].chunk(2)],
     "every other output": lambda w, x: [F.linear(x[e], w[e, ::2]) for e in range(E)],
     "unbound": lambda w, x: [F.linear(t, one) for t, one in zip(x, w.unbind(), strict=True)],
@@ -136,6 +84,7 @@ STORED_OUT_IN: dict[str, Callable[[Tensor, Tensor], Any]] = {
 STORED_IN_OUT: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "x w": lambda w, x: [x[e] @ w[e] for e in range(E)],
     "w' x": lambda w, x: [w[e].mT @ x[e].mT for e in range(E)],
+    "a copy for each token": lambda w, x: torch.bmm(mixed(x).unsqueeze(1), w[WHOSE]),
     "addmm": lambda w, x: [torch.addmm(x.new_ones(OUT), x[e], w[e]) for e in range(E)],
     "batches": lambda w, x: torch.bmm(x, w),
     "einsum": lambda w, x: torch.einsum("eti,eio->eto", x, w),
@@ -194,6 +143,34 @@ def test_weights_that_lie_otherwise_in_memory(chosen: list[Samples | None]) -> N
         each(read).sum().backward()
         optimizer.step()
     assert_same([found and found.moment() for found in chosen], [truth(x), truth(X[0])])
+
+
+def test_copies_that_are_not_those_of_experts() -> None:
+    some = torch.tensor([True, False, True])
+    model = Own(
+        normal(E, OUT, IN),
+        lambda w, x: (
+            torch.bmm(x[some], w[some].mT),
+            torch.bmm(x[:1, :1], w[torch.tensor([[1]])].view(1, OUT, IN).mT),
+            torch.bmm(x[:1, :1], w[:, torch.arange(OUT)][:1].mT),
+            torch.bmm(x[:2], w[torch.tensor([0, 1])].mT),  # several tokens each
+            torch.bmm(x[:1, :1], w[torch.tensor([0, 1])][1:].mT),
+        ),
+    )
+    with Seen(model, {"weight": {"batch": 1}}) as seen:
+        model(X)
+    assert_same(seen.moments(), [None] * E)
+
+
+def test_parameters_of_a_users_own_kind() -> None:
+    class Named(nn.Parameter):
+        pass
+
+    model = Own(normal(E, OUT, IN), STORED_OUT_IN["groups"])
+    model.weight = Named(model.weight.detach())
+    with Seen(model, {"weight": {"batch": 1}}) as seen:
+        model(X)
+    assert_same(seen.moments(), [truth(X[e]) for e in range(E)])
 
 
 def test_blocks_share_what_they_read() -> None:
@@ -316,124 +293,9 @@ def test_a_transformer_of_torch() -> None:
         optimizer.zero_grad()
         model(x).square().sum().backward()
         optimizer.step()
-    curves = _curves(optimizer)
+    curves = curves_of(optimizer)
     assert len(curves) == 2 * (3 + 1 + 2) and all(bool(c.isfinite().all()) for c in curves)
     assert any(0 < p[1][1] < torch.inf for p in optimizer.p_history().values())
-
-
-# Convolutions.
-
-
-def _patches(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """What the kernels of a convolution see, ``[places, in, height, width]``."""
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    height, width = conv.padding
-    x = F.pad(x, (width, width, height, height), mode=mode)
-    found = F.unfold(x, conv.kernel_size, conv.dilation, 0, conv.stride).mT
-    return found.reshape(-1, conv.in_channels, *conv.kernel_size)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"stride": 2, "padding": (1, 2)},
-        {"dilation": (2, 1), "padding": 1},
-        {"padding": 1, "padding_mode": "circular"},
-        {"bias": False},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_groups_of_a_convolution(
-    settings: dict[str, Any], memory_format: torch.memory_format
-) -> None:
-    conv = nn.Conv2d(4, 6, (3, 2), groups=2, **settings).to(memory_format=memory_format)
-    x = normal(3, 4, 7, 6, seed=1).to(memory_format=memory_format)
-    with Seen(conv, {"weight": {"rows": 2}}) as seen:
-        conv(x)
-        conv(x[0] + 1)
-    order = (0, 2, 3, 1) if memory_format is torch.channels_last else (0, 1, 2, 3)
-    both = torch.cat([_patches(x, conv), _patches(x[:1] + 1, conv)]).chunk(2, 1)
-    assert_same(seen.moments(), [truth(each.permute(order).flatten(1)) for each in both])
-
-
-@pytest.mark.parametrize(("conv", "shape"), [(F.conv1d, (7,)), (F.conv3d, (5, 4, 3))], ids=str)
-def test_convolutions_of_other_dimensions(
-    conv: Callable[..., Tensor], shape: tuple[int, ...]
-) -> None:
-    kernels = normal(6, 2, *(2 for _ in shape))
-    model = Own(kernels, lambda w, x: conv(x, w, groups=2))
-    x = normal(3, 4, *shape, seed=1).requires_grad_()
-    with Seen(model, {"weight": {"rows": 2}}) as seen:
-        model(x)
-    moments = seen.moments()
-    # A kernel that is 1 at one place gives what it sees there.
-    for group, found in enumerate(moments):
-        part = x[:, 2 * group : 2 * group + 2].double()
-        single = torch.eye(kernels[0].numel()).double().view(-1, *kernels.shape[1:])
-        rows = conv(part, single).flatten(2).mT
-        assert found is not None
-        assert_same([found], [truth(rows)])
-
-
-def test_convolutions_of_a_users_own() -> None:
-    conv = nn.Conv2d(4, 6, 3, padding="same", padding_mode="zeros")
-    model = Own(normal(6, 4, 3, 3), lambda w, x: F.conv2d(x, w, padding="same"))
-    x = normal(2, 4, 5, 5, seed=1)
-    conv.padding = (1, 1)
-    for spec, parts in (({}, [slice(None)]), ({"most": 20}, [slice(20), slice(20, None)])):
-        with Seen(model, {"weight": spec}) as seen:
-            model(x)
-        patches = _patches(x, conv).flatten(1)
-        assert_same(seen.moments(), [truth(patches[:, part]) for part in parts])
-
-
-def test_patches_that_are_looked_at() -> None:
-    conv = nn.Conv2d(4, 6, 3, groups=2)
-    x = normal(2, 4, 9, 9, seed=1)
-    x[:, :, 0] = torch.nan
-    with Seen(conv, {"weight": {"rows": 2}}, tokens=14) as seen:
-        conv(x)
-    samples = seen.own.like(conv.weight, 1).samples
-    assert samples is not None and len(samples.rows[0]) == 14
-    known = {tuple(row) for row in _patches(x, conv).chunk(2, 1)[1].flatten(1).tolist()}
-    found = [tuple(row) for row in samples.rows[0].tolist()]
-    assert sum(row in known for row in found) == seen.numbers()[1] == 12
-
-
-def test_convolutions_without_samples() -> None:
-    x = normal(2, 4, 5, 5).requires_grad_()
-    for conv, spec in (
-        (nn.Conv2d(4, 4, 3, groups=4), None),
-        (nn.ConvTranspose2d(4, 6, 3, groups=2), {"rows": 2, "out": 1}),
-        (nn.ConvTranspose2d(4, 6, 3, groups=2), {"rows": 2}),
-        (Own(normal(6, 4, 1, 1), lambda w, x: F.conv2d(x, w.expand(-1, -1, 3, 3))), None),
-    ):
-        with Seen(conv, {"weight": spec}) as seen:
-            conv(x)
-            conv(x[:0])
-        assert_same(seen.moments(), [None] * len(seen.moments()))
-    conv = nn.Conv2d(4, 6, 3, groups=2)
-    with Seen(conv, {"weight": {"rows": 2}}) as seen:
-        conv(x[:0])
-        with torch.no_grad():
-            conv(x)
-    assert_same(seen.moments(), [None, None])
-
-
-def test_a_network_of_grouped_convolutions() -> None:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 2))
-    optimizer = Schattor(model, p=ALWAYS)
-    for step in range(2):
-        optimizer.zero_grad()
-        model(normal(5, 3, 8, 8, seed=step)).square().mean().backward()
-        optimizer.step()
-    assert {len(found) for found in optimizer.p_history().values()} == {2}
-    assert "2.weight[1]" in optimizer.p_history()
-    assert all(bool(curve.isfinite().all()) for curve in _curves(optimizer))
 
 
 # What is seen of a call.
@@ -558,8 +420,14 @@ def test_reparametrised_layers_are_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("ways", "way"),
-    [*((STORED_OUT_IN, way) for way in ("linear", "einsum", "x w'")), (STORED_IN_OUT, "batches")],
-    ids=["linear", "einsum", "x w'", "a whole parameter, which autocast casts once"],
+    [
+        (STORED_OUT_IN, "linear"),
+        (STORED_OUT_IN, "einsum"),
+        (STORED_OUT_IN, "x w'"),
+        (STORED_OUT_IN, "a copy for each token"),
+        (STORED_IN_OUT, "batches"),  # the whole parameter, which autocast casts once
+    ],
+    ids=["linear", "einsum", "x w'", "copies", "whole"],
 )
 def test_autocast(ways: dict[str, Callable[..., Any]], way: str) -> None:
     out = int(ways is STORED_IN_OUT)
@@ -569,8 +437,8 @@ def test_autocast(ways: dict[str, Callable[..., Any]], way: str) -> None:
         with torch.autocast(x.device.type, torch.bfloat16):
             model(x)
             model(x)
-        copies = list(seen.products._seeing._copies.values())
-        assert copies and all(copy.memory.expired() for copy in copies)
+        held = seen.products._seeing._origins._held
+        assert held and all(memory.expired() for memory in held)
     assert seen.numbers() == [2 * TOKENS] * E
     assert_same(seen.moments(), [truth(x[e]) for e in range(E)])
 
@@ -674,11 +542,6 @@ def test_models_that_are_copied_while_they_are_watched() -> None:
 # As users have it.
 
 
-def _curves(optimizer: Schattor) -> list[Tensor]:
-    entries = (entry for state in optimizer.state.values() for entry in state.items())
-    return [value for key, value in entries if key.startswith("auto_curve")]
-
-
 def test_what_is_seen_chooses_what_handing_it_over_chooses() -> None:
     def trained(own: bool) -> dict[str, list[tuple[int, float]]]:
         model = Own(normal(E, OUT, IN), lambda w, x: torch.bmm(x, w.mT))
@@ -733,7 +596,7 @@ def test_both_sides_of_a_layer_leave_them_alone() -> None:
     optimizer.watch(model)
     model(X).square().sum().backward()
     optimizer.step()
-    assert [bool(curve.isfinite().all()) for curve in _curves(optimizer)] == [True, False]
+    assert [bool(curve.isfinite().all()) for curve in curves_of(optimizer)] == [True, False]
 
 
 def test_models_without_any_weight_of_the_optimizer() -> None:
