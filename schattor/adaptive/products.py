@@ -178,11 +178,11 @@ class _Seeing(TorchDispatchMode):
             ends = torch.searchsorted(which, every, right=True)
             self._add_groups(x[order, 0], picked.of_matrices, ends)
 
-    def _see_grouped(self, x: Tensor, weights: Tensor, ends: Tensor | None) -> None:
+    def _see_grouped(self, x: Tensor, weights: Tensor, ends: Tensor | None = None) -> None:
         """Rows in groups that end at ``ends``, and a matrix for each group."""
-        if ends is None or x.ndim != 2 or weights.ndim != 3:  # the groups are on another side
-            return
-        if is_plain(x) and is_plain(weights):
+        if ends is None:
+            self._see(x, weights)
+        elif x.ndim == 2 and weights.ndim == 3 and is_plain(x) and is_plain(weights):
             self._add_groups(x, self._origins.parts(weights, *sides(weights)), ends)
 
     def _see_convolution(

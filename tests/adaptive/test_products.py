@@ -76,6 +76,8 @@ STORED_OUT_IN: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "einsum, weights first": lambda w, x: torch.einsum("eoi,eti->toe", w, x),
     "groups": lambda w, x: F.grouped_mm(x.flatten(0, 1), w.mT, offs=ENDS),
     "a copy for each token": lambda w, x: torch.bmm(w[WHOSE], mixed(x).unsqueeze(-1)),
+    "groups of one size": lambda w, x: F.grouped_mm(x, w.mT),
+    "a cast of all": lambda w, x: [F.linear(x[e].double(), w.double()[e]) for e in range(E)],
     "halves": lambda w, x: [F.linear(x[e], half) for e in range(E) for half in w[e].chunk(2)],
     "every other output": lambda w, x: [F.linear(x[e], w[e, ::2]) for e in range(E)],
     "unbound": lambda w, x: [F.linear(t, one) for t, one in zip(x, w.unbind(), strict=True)],
@@ -151,6 +153,7 @@ def test_copies_that_are_not_those_of_experts() -> None:
         normal(E, OUT, IN),
         lambda w, x: (
             torch.bmm(x[some], w[some].mT),
+            torch.bmm(x[:, :1], w[torch.ones(E, dtype=torch.bool)].mT),
             torch.bmm(x[:1, :1], w[torch.tensor([[1]])].view(1, OUT, IN).mT),
             torch.bmm(x[:1, :1], w[:, torch.arange(OUT)][:1].mT),
             torch.bmm(x[:2], w[torch.tensor([0, 1])].mT),  # several tokens each
@@ -166,9 +169,9 @@ def test_parameters_of_a_users_own_kind() -> None:
     class Named(nn.Parameter):
         pass
 
-    model = Own(normal(E, OUT, IN), STORED_OUT_IN["groups"])
+    model = Own(normal(E, IN, OUT), STORED_IN_OUT["groups"])
     model.weight = Named(model.weight.detach())
-    with Seen(model, {"weight": {"batch": 1}}) as seen:
+    with Seen(model, {"weight": {"batch": 1, "out": 1}}) as seen:
         model(X)
     assert_same(seen.moments(), [truth(X[e]) for e in range(E)])
 
@@ -365,6 +368,8 @@ def test_calls_without_tokens() -> None:
         lambda w, x: F.linear(x, w).detach() if torch.is_grad_enabled() else None,
         lambda w, x: torch.no_grad()(F.linear)(x, w),
         lambda w, x: F.linear(x, 1 * w),
+        lambda w, x: x @ w[torch.arange(OUT)].mT,
+        lambda w, x: F.grouped_mm(x.expand(2, 5, 4), w.mT, offs=torch.tensor([4, 8]).int()),
         lambda w, x: w @ w.mT,
         lambda w, x: F.linear(x, w[:, :1].expand(-1, IN)),
         lambda w, x: F.linear(x[:, :2], w[:, :2]),
@@ -374,7 +379,8 @@ def test_calls_without_tokens() -> None:
         lambda w, x: x.detach().to_sparse() @ w.mT,
         lambda w, x: F.embedding(torch.tensor([1]), w),
     ],
-    ids=["0", "no_grad", "a function of it", "its square", "one column", "the first inputs",
+    ids=["0", "no_grad", "a function of it", "its rows",
+         "groups of its rows", "its square", "one column", "the first inputs",
          "inputs in the middle", "every other input", "the other side", "sparse", "lookup"],
 )  # fmt: skip
 def test_what_is_no_sample(apply: Callable[..., Any], request: pytest.FixtureRequest) -> None:
