@@ -67,7 +67,13 @@ python_build() {
   SCHATTOR_CUDA=1 TORCH_CUDA_ARCH_LIST= MAX_JOBS=$jobs python3 setup.py -q build_ext --inplace
 }
 
-python_tests() { python3 -m pytest -q --maxfail=20 -p no:cacheprovider tests --device cuda; }
+# Side by side where pytest-xdist is there: the tests are many, and each is small for a GPU.
+python_tests() {
+  local workers=()
+  python3 -c "import xdist" 2> /dev/null && workers=(-n 8)
+  OMP_NUM_THREADS=2 python3 -m pytest -q "${workers[@]}" --maxfail=20 -p no:cacheprovider tests \
+    --device cuda
+}
 
 directions() { python3 benchmarks/bench_directions.py --out "$1/directions_cuda.json"; }
 

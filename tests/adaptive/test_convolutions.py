@@ -48,7 +48,7 @@ def test_groups_of_a_convolution(
     assert_same(seen.moments(), [truth(each.permute(order).flatten(1)) for each in both])
 
 
-@pytest.mark.parametrize(("conv", "shape"), [(F.conv1d, (7,)), (F.conv3d, (5, 4, 3))], ids=str)
+@pytest.mark.parametrize(("conv", "shape"), [(F.conv1d, (7,)), (F.conv3d, (5, 4, 3))], ids=[1, 3])
 def test_convolutions_of_other_dimensions(
     conv: Callable[..., Tensor], shape: tuple[int, ...]
 ) -> None:

@@ -87,7 +87,10 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("keys", "error", "message"), WRONG, ids=lambda value: str(value)[:40])
+WRONG_NAMES = [f"{index}: {message[:40]}" for index, (*_, message) in enumerate(WRONG)]
+
+
+@pytest.mark.parametrize(("keys", "error", "message"), WRONG, ids=WRONG_NAMES)
 def test_wrong_values_say_who_what_and_which(
     keys: dict[str, Any], error: type[Exception], message: str
 ) -> None:
@@ -95,7 +98,7 @@ def test_wrong_values_say_who_what_and_which(
         make(**keys)
 
 
-@pytest.mark.parametrize(("keys", "error", "message"), WRONG, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("keys", "error", "message"), WRONG, ids=WRONG_NAMES)
 def test_groups_are_held_to_the_same(
     keys: dict[str, Any], error: type[Exception], message: str
 ) -> None:
