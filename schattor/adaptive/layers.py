@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,9 +15,25 @@ from torch.utils.hooks import RemovableHandle
 from schattor.adaptive.samples import Collection, Samples, reduce_all
 from schattor.routing.layouts import is_conv1d
 
-__all__ = ["CONVOLUTIONS", "LayerMoments", "Layers", "NeverCalled", "Recorder"]
+__all__ = ["CONVOLUTIONS", "Hook", "LayerMoments", "Layers", "NeverCalled", "Recorder"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Hook:
+    """A hook that does nothing in a copy of its module, deep or pickled: nobody records that."""
+
+    def __init__(self, call: Callable[..., Any] | None) -> None:
+        """``call`` is what the module calls; None: nothing."""
+        self._call = call
+
+    def __call__(self, *args: Any) -> Any:
+        """As a hook is called."""
+        return None if self._call is None else self._call(*args)
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[None]]:
+        """What copies get."""
+        return Hook, (None,)
 
 
 class Recorder:

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils.hooks import RemovableHandle
 
-from schattor.adaptive.layers import NeverCalled, Recorder
+from schattor.adaptive.layers import Hook, NeverCalled, Recorder
 from schattor.adaptive.origins import Origins, is_plain, sides
 from schattor.adaptive.own import OwnMoments, Widths
 from schattor.adaptive.places import Part, Side
@@ -86,8 +86,8 @@ class Products(Recorder):
     def _attach(self) -> list[RemovableHandle]:
         seeing, handles = self._seeing, []
         for module in self._modules:
-            handles.append(module.register_forward_pre_hook(seeing.enter))
-            handles.append(module.register_forward_hook(seeing.leave, always_call=True))
+            handles.append(module.register_forward_pre_hook(Hook(seeing.enter)))
+            handles.append(module.register_forward_hook(Hook(seeing.leave), always_call=True))
         return handles
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from schattor.adaptive.layers import CONVOLUTIONS, LayerMoments, Layers
+from schattor.adaptive.layers import CONVOLUTIONS, Hook, LayerMoments, Layers
 from schattor.adaptive.samples import Collection, Samples, samples_of, unfolded
 
 __all__ = ["InputMoments", "OutputMoments"]
@@ -91,7 +91,7 @@ class _Reading(Layers):
         return param.shape[0] if self.turned else param.shape[1:].numel()
 
     def attach(self, module: nn.Module) -> RemovableHandle:
-        return module.register_forward_pre_hook(self._see, with_kwargs=True)
+        return module.register_forward_pre_hook(Hook(self._see), with_kwargs=True)
 
     def samples(self) -> Samples:
         return self.seen.in_order()
@@ -138,7 +138,7 @@ class _Giving(Layers):
                         own = samples_of(samples, samples.ndim - 1, self.seen, self._tokens)
                         self.seen.add(own)
 
-        return module.register_forward_hook(wait)
+        return module.register_forward_hook(Hook(wait))
 
     def samples(self) -> Samples:
         return self.seen.at_home()

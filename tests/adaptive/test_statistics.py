@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from schattor.adaptive.statistics import InputMoments
+from schattor.adaptive.layers import LayerMoments
+from schattor.adaptive.statistics import InputMoments, OutputMoments
 from schattor.blocks import block_views
 
 
@@ -511,16 +513,29 @@ def test_recordings_that_overlap(compilations: list[str]) -> None:
     assert compilations == ["compiled", "ran"]
 
 
-def test_copies_of_a_model_have_their_own_sums() -> None:
-    model = nn.Linear(6, 4)
-    moments = InputMoments(model, model.parameters())
+def pickled(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    found: nn.Module = torch.load(file, weights_only=False)
+    return found
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("kind", [InputMoments, OutputMoments])
+def test_copies_of_a_model_are_not_watched(
+    kind: type[LayerMoments], copied: Callable[[nn.Module], nn.Module]
+) -> None:
+    model, x = nn.Linear(6, 4), torch.randn(5, 6)
+    moments = kind(model, model.parameters())
     moments.record(True)
-    twin, x = copy.deepcopy(model), torch.randn(5, 6)
-
-    model(x)
-    twin(torch.randn(5, 6))
-
-    assert close(moments.moment(model.weight), truth(x))
+    before = copied(model)
+    model(x).square().sum().backward()
+    found = moments.moment(model.weight)
+    for twin in (before, copied(model)):
+        twin(torch.randn(5, 6)).sum().backward()
+        assert [hook._call for hook in twin._forward_pre_hooks.values()] in ([], [None])
+    assert close(moments.moment(model.weight), found)
 
 
 # Ranks.
