@@ -1,4 +1,4 @@
-"""Second moments of inputs that a user hands over, of layers that no hook knows."""
+"""Second moments of inputs by parameter and block: handed over by a user, or seen in products."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Widths(NamedTuple):
 
 
 class OwnMoments:
-    """The samples that were handed over, by parameter and by block."""
+    """The samples of what parameters multiply, of all blocks of one together and of each."""
 
     def __init__(self, params: Sequence[Widths], tokens: int | None) -> None:
         """``params`` in an order that is the same on every rank."""
