@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from schattor import AutoP, Schattor
+from schattor.adaptive.chooser import Chooser, Inputs
 from schattor.adaptive.own import OwnMoments
 from schattor.adaptive.products import Products
+from schattor.adaptive.samples import Samples
 from schattor.blocks import BlockSpec
 from schattor.optim._chosen import widths_of
 
+Found = TypeVar("Found")
 ALWAYS = AutoP(warmup=0, interval=1, smoothing=0.0)
 
 
@@ -22,8 +26,23 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def truth(*rows: Tensor) -> Tensor:
-    x = torch.cat([part.flatten(0, -2) for part in rows]).double()
+    """The mean of ``x x'`` over rows ``[..., n]``, in float64."""
+    x = torch.cat([part.detach().double().flatten(0, -2) for part in rows])
     return x.mT @ x / len(x)
+
+
+def choices(monkeypatch: pytest.MonkeyPatch, of: Callable[[Samples], Found]) -> list[Found | None]:
+    """Of the samples that blocks are chosen by from now on, in the order they are asked for."""
+    found: list[Found | None] = []
+    samples = Chooser.samples
+
+    def watched(self: Chooser, inputs: Inputs) -> Samples | None:
+        seen = samples(self, inputs)
+        found.append(None if seen is None else of(seen))
+        return seen
+
+    monkeypatch.setattr(Chooser, "samples", watched)
+    return found
 
 
 class Own(nn.Module):

@@ -98,8 +98,7 @@ class Chooser:
 
     def is_turned(self, param: nn.Parameter) -> bool | None:
         """Whether the parameter's layer has its inputs along the rows; None: it has no layer."""
-        known = self._hooked is not None and self._hooked.covers(param)
-        return self._hooked.turned(param) if self._hooked is not None and known else None
+        return None if self._hooked is None else self._hooked.turned(param)
 
     def observe(self, who: str, param: Any, inputs: Any, block: Any) -> None:
         """Add samples to what this step's choice is made from; nothing on other steps."""

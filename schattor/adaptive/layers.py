@@ -147,9 +147,10 @@ class LayerMoments(Recorder):
         """Whether the layers of this parameter are watched."""
         return id(param) in self._layers
 
-    def turned(self, param: nn.Parameter) -> bool:
-        """Whether the layer that is covered has its inputs along the rows, as a ``Conv1D``."""
-        return self._layers[id(param)].turned
+    def turned(self, param: nn.Parameter) -> bool | None:
+        """Whether a layer has its inputs along the rows, as a ``Conv1D``; None: not covered."""
+        layers = self._layers.get(id(param))
+        return None if layers is None else layers.turned
 
     def _attach(self) -> list[RemovableHandle]:
         return [each.attach(module) for each in self._layers.values() for module in each.modules]

@@ -68,8 +68,9 @@ class Origins:
         """A copy was made by indices."""
         if len(indices) == 1 and is_plain(x) and is_plain(copy) and x.ndim == 3:
             (which,), place = indices, self._place(x)
-            numbers = which is not None and which.dtype in (torch.int32, torch.int64)
-            if place is not None and which is not None and numbers and which.ndim == 1:
+            if place is None or which is None or which.ndim != 1:
+                return
+            if which.dtype in (torch.int32, torch.int64):
                 self._picks[self._name(copy)] = place, sides(x), which.remainder(len(x))
 
     def _parts(self, place: Place, batch: Side, inputs: Side, outputs: Side) -> list[list[Part]]:

@@ -70,18 +70,18 @@ class Products(Recorder):
             own = given.keys() & {id(param) for param in _held_by(module)}
             self._modules += [module] if own else []
             held |= own
-        self._params = [each for key, each in given.items() if key in held]
+        self._params = {key: each for key, each in given.items() if key in held}
         self._seeing = _Seeing(to, tokens)
 
     def covers(self, param: nn.Parameter) -> bool:
         """Whether products with this parameter are looked for."""
-        return any(each.param is param for each in self._params)
+        return id(param) in self._params
 
     def record(self, on: bool) -> None:
         """Begin or end, as :meth:`Recorder.record`."""
         super().record(on)
         if on:
-            self._seeing.start(self._params)
+            self._seeing.start([*self._params.values()])
 
     def _attach(self) -> list[RemovableHandle]:
         seeing, handles = self._seeing, []
@@ -210,16 +210,16 @@ class _Seeing(TorchDispatchMode):
             Side(kernel.numel(), 1),
             Side(count, outputs.stride),
         )
-        seen = None
-        if any(of_groups) and kernel.is_contiguous():
-            padded = pad(x, [each for each in reversed(padding) for _ in range(2)])
-            seen = unfolded(padded, weights.shape[2:], strides, dilations)
-        if seen is not None:
-            leading = weights.ndim - 1
-            seen = seen.unflatten(leading, (groups, -1)).movedim(leading, 0)
-            seen = seen.permute(*range(1 + leading), *(leading + dim for dim in order))
-            for patches, parts in zip(seen, of_groups, strict=True):
-                self._add(patches, leading, parts)
+        if not any(of_groups) or not kernel.is_contiguous():
+            return
+        padded = pad(x, [each for each in reversed(padding) for _ in range(2)])
+        seen = unfolded(padded, weights.shape[2:], strides, dilations)
+        assert seen is not None  # the convolution has been computed
+        leading = weights.ndim - 1
+        seen = seen.unflatten(leading, (groups, -1)).movedim(leading, 0)
+        seen = seen.permute(*range(1 + leading), *(leading + dim for dim in order))
+        for patches, parts in zip(seen, of_groups, strict=True):
+            self._add(patches, leading, parts)
 
     def _add_groups(self, x: Tensor, of_groups: list[list[Part]], ends: Tensor) -> None:
         """Add rows ``[rows, n]`` in groups, whose ends stay on the device."""

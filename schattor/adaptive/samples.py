@@ -200,8 +200,7 @@ def reduce_all(collections: Sequence[Collection]) -> None:
     _refuse_others(collections, device)
     found = [each.samples for each in collections]
     counts = torch.tensor([0 if each is None else each.height for each in found], device=device)
-    of_ranks = [torch.empty_like(counts) for _ in range(dist.get_world_size())]
-    dist.all_gather(of_ranks, counts)
+    of_ranks = _of_ranks(counts)
     zero = torch.zeros((), dtype=torch.int64, device=device)
     numbers = torch.stack([zero if each is None else each.number.to(device) for each in found])
     dist.all_reduce(numbers)
@@ -213,12 +212,17 @@ def reduce_all(collections: Sequence[Collection]) -> None:
             each.samples = Samples(_gathered(each, from_ranks), None, number)
 
 
+def _of_ranks(own: Tensor) -> list[Tensor]:
+    """What every rank has, of one shape."""
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, own)
+    return found
+
+
 def _refuse_others(collections: Sequence[Collection], device: torch.device) -> None:
     """What ranks would add up, or wait for, must belong together."""
     own = torch.tensor([len(collections), sum(each.size for each in collections)], device=device)
-    of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(of_ranks, own)
-    found = [tuple(each.tolist()) for each in of_ranks]
+    found = [tuple(each.tolist()) for each in _of_ranks(own)]
     if len({*found}) > 1:
         raise ValueError(
             'p="auto" with statistics of inputs: every rank must choose p of the same parameters,'
@@ -243,9 +247,8 @@ def _gathered(each: Collection, counts: list[int]) -> tuple[Tensor, ...]:
     if each.samples is not None:
         own = _whole(each.at_home().rows)
         rows[: len(own)] = own
-    found = [torch.empty_like(rows) for _ in counts]
-    dist.all_gather(found, rows)
-    return tuple(part[:count] for part, count in zip(found, counts, strict=True) if count)
+    parts = zip(_of_ranks(rows), counts, strict=True)
+    return tuple(part[:count] for part, count in parts if count)
 
 
 def _total(samples: Samples) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from seen import choices, truth
 from torch import Tensor, nn
 
 from schattor import AutoP, Schattor
-from schattor.adaptive.chooser import Chooser, Inputs
 from schattor.adaptive.own import OwnMoments
 from schattor.adaptive.samples import Samples
 
@@ -22,24 +22,10 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-def truth(*rows: Tensor) -> Tensor:
-    x = torch.cat([part.flatten(0, -2) for part in rows])
-    return x.mT @ x / len(x)
-
-
 @pytest.fixture
 def moments(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     """Second moments that blocks were chosen by, in the order they were asked for."""
-    found: list[Tensor | None] = []
-    samples = Chooser.samples
-
-    def watched(self: Chooser, inputs: Inputs) -> Samples | None:
-        seen = samples(self, inputs)
-        found.append(None if seen is None else seen.moment())
-        return seen
-
-    monkeypatch.setattr(Chooser, "samples", watched)
-    return found
+    return choices(monkeypatch, Samples.moment)
 
 
 def stepped(optimizer: Schattor) -> None:

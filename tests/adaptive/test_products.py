@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from seen import ALWAYS, Own, Seen, assert_same, curves_of, normal, truth
+from seen import ALWAYS, Own, Seen, assert_same, choices, curves_of, normal, truth
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
 from schattor import AutoP, Schattor
-from schattor.adaptive.chooser import Chooser, Inputs
 from schattor.adaptive.samples import Samples
 from schattor.blocks import BlockSpec
 
@@ -28,15 +27,7 @@ E, OUT, IN = 3, 8, 4  # grouped_mm wants rows of 16 bytes
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Samples | None]:
     """Samples that blocks were chosen by."""
-    found: list[Samples | None] = []
-    samples = Chooser.samples
-
-    def watched(self: Chooser, inputs: Inputs) -> Samples | None:
-        found.append(samples(self, inputs))
-        return found[-1]
-
-    monkeypatch.setattr(Chooser, "samples", watched)
-    return found
+    return choices(monkeypatch, lambda samples: samples)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import join, leave
+from seen import truth
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
@@ -34,12 +35,6 @@ def conv1d(outputs: int, inputs: int) -> Any:
     from transformers.pytorch_utils import Conv1D  # here, for the quick start of a second process
 
     return Conv1D(outputs, inputs)
-
-
-def truth(*rows: Tensor) -> Tensor:
-    """The mean of ``x x'`` over rows ``[..., n]``, in float64."""
-    x = torch.cat([part.detach().double().flatten(0, -2) for part in rows])
-    return x.mT @ x / len(x)
 
 
 def close(moment: Tensor | None, expected: Tensor, tolerance: float = 1e-6) -> bool:
