@@ -94,10 +94,8 @@ def test_as_by_three_operators(
     other = run(others, **settings)
     assert len(calls) == 16
     for ours, theirs in zip(params, others, strict=True):
-        if settings.get("p", settings.get("power", math.inf)) == math.inf:
-            assert torch.equal(ours, theirs)
-        else:  # powers by torch's vectors and by the C library differ in their last bit
-            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+        # The last bit of torch's square roots and powers, which are MKL's, is not the C library's.
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
         moments = [each.state[w] for each, w in ((optimizer, ours), (other, theirs))]
         for key in moments[0]:
             assert torch.equal(torch.as_tensor(moments[0][key]), torch.as_tensor(moments[1][key]))
