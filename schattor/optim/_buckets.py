@@ -15,11 +15,12 @@ from schattor import planning
 from schattor.adaptive.chooser import Chooser
 from schattor.blocks import BlockSpec, block_views, fans
 from schattor.optim._chosen import Chosen
-from schattor.optim._entries import Entries
+from schattor.optim._entries import Entries, joined
 from schattor.optim._graft import Graft
 from schattor.optim._preconditioned import (
     Preconditioned,
     preconditioner_of,
+    statistics_shapes,
     work_dtype,
 )
 from schattor.optim._settings import (
@@ -167,12 +168,17 @@ class Bucket:
         self._weights.append(weight)
         return Place(self, len(self.params) - 1, tall)
 
-    def join(self) -> None:
-        """All blocks are in: count their steps, and lay their statistics side by side."""
+    def join(self, group: Group) -> None:
+        """All blocks are in: count their steps, and lay their statistics side by side.
+
+        Those of the group's settings alone: the state may have others, of earlier ones.
+        """
         taken = [float(entry["step"]) for entry, _ in self._entries]
         self.taken = torch.tensor(taken, dtype=self.lr.dtype, device=self.key.device)
         if self.inside is not None:
-            self.inside.join(self._entries, self.taken)
+            keys = statistics_shapes((self.key.rows, self.key.cols), {**group, "blocks": None})
+            found = {key: joined(self._entries, key) for key in keys}
+            self.inside.join(found, self.taken, [int(count) for count in taken])
         if self.chosen is not None:
             self.chosen.join(self._entries, self.lr.dtype, self.key.device)
 

@@ -120,9 +120,7 @@ class Chosen:
     def join(self, entries: Entries, dtype: torch.dtype, device: torch.device) -> None:
         """Lay the blocks' choices side by side, and make the state views of that."""
         self._grid = torch.tensor(self._chooser.powers, dtype=dtype, device=device)
-        curves, chosen = joined(entries, "auto_curve"), joined(entries, "auto_power")
-        assert curves is not None and chosen is not None  # made by `create_choice`
-        self._curves, self._powers = curves, chosen
+        self._curves, self._powers = (joined(entries, f"auto_{key}") for key in ("curve", "power"))
         start = torch.where(self._powers.isnan(), self._grid[0].float(), self._powers)
         self._index = (self._grid - start.to(dtype)[:, None]).abs().argmin(1)
 

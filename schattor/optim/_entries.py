@@ -18,13 +18,8 @@ def suffixes(count: int) -> list[str]:
     return [""] if count == 1 else [f".{index}" for index in range(count)]
 
 
-def joined(entries: Entries, key: str) -> Tensor | None:
-    """All blocks' tensors of a key side by side ``[batch, ...]``; the state's become views of it.
-
-    None where the state has no such key.
-    """
-    if not entries or key + entries[0][1] not in entries[0][0]:
-        return None
+def joined(entries: Entries, key: str) -> Tensor:
+    """All blocks' tensors of a key side by side ``[batch, ...]``; the state has views of that."""
     batch = torch.stack([entry[key + suffix] for entry, suffix in entries])
     for (entry, suffix), view in zip(entries, batch.unbind(), strict=True):
         entry[key + suffix] = view

@@ -18,7 +18,7 @@ from schattor import ops
 from schattor.blocks import block_shapes
 from schattor.directions import Directions
 from schattor.optim._bases import Bases
-from schattor.optim._entries import Entries, joined, suffixes, zeros_as
+from schattor.optim._entries import suffixes, zeros_as
 from schattor.optim._factored import Factored, Means
 from schattor.optim._factors import Raw, Side
 from schattor.optim._roots import Roots
@@ -30,6 +30,7 @@ __all__ = [
     "Entered",
     "Preconditioned",
     "create_statistics",
+    "keeps_squares",
     "preconditioner_of",
     "statistics_shapes",
     "work_dtype",
@@ -52,6 +53,12 @@ def preconditioner_of(group: Group) -> Preconditioner | None:
     """The row of the table that a matrix group names."""
     name = group["preconditioner"]
     return None if name is None or group["rule"] != "matrix" else PRECONDITIONERS[name]
+
+
+def keeps_squares(group: Group) -> bool:
+    """Whether a group has a second moment of every entry."""
+    spec = preconditioner_of(group)
+    return spec is not None and spec.weights == "moments" and group["second_moment"] == "full"
 
 
 def statistics_shapes(shape: Sequence[int], group: Group) -> dict[str, tuple[int, ...]]:
@@ -83,11 +90,7 @@ def create_statistics(param: Tensor, entry: dict[str, Any], group: Group) -> Non
     dtype = work_dtype(param.dtype)
     if group["scale"] == "adam" and "graft_sq" not in entry:
         entry["graft_sq"] = zeros_as(param, dtype)
-    spec = preconditioner_of(group)
-    if spec is None:
-        return
-    full = spec.weights == "moments" and group["second_moment"] == "full"
-    if full and "exp_avg_sq" not in entry:
+    if keeps_squares(group) and "exp_avg_sq" not in entry:
         entry["exp_avg_sq"] = zeros_as(param, dtype)
     for key, shape in statistics_shapes(param.shape, group).items():
         if key.startswith(("basis", "root")) and key not in entry:
@@ -125,31 +128,31 @@ class Preconditioned:
         """The Kronecker factors, where there are any."""
         return self.bases or self.roots
 
-    def join(self, entries: Entries, taken: Tensor) -> None:
-        """Lay the statistics of all blocks side by side, and make the state views of that.
+    def join(self, found: dict[str, Tensor], taken: Tensor, ages: list[int]) -> None:
+        """Take the statistics of all blocks, side by side.
 
-        ``taken`` are the steps that each block has taken ``[batch]``, which the caller advances.
+        ``taken`` are the steps that each block has taken ``[batch]``, which the caller advances;
+        ``ages`` are the same when the blocks are joined.
         """
         self._taken = taken
-        means = joined(entries, "square_rows"), joined(entries, "square_cols")
+        means = found.get("square_rows"), found.get("square_cols")
         mean_rows, mean_cols = means
         if mean_rows is not None and mean_cols is not None:
             self._factored = Factored(Means(mean_rows, mean_cols))
-        rows, cols = self._side(entries, "rows"), self._side(entries, "cols")
+        rows, cols = self._side(found, "rows"), self._side(found, "cols")
         if rows is None and cols is None:
             return
-        ages = [int(entry["step"]) for entry, _ in entries]
         if self.spec.weights == "roots":
             self.roots = Roots(self.spec, rows, cols, ages)
         else:
             self.bases = Bases(self.spec, rows, cols, ages, means)
 
-    def _side(self, entries: Entries, name: str) -> Side | None:
+    def _side(self, found: dict[str, Tensor], name: str) -> Side | None:
         frame = "root" if self.spec.weights == "roots" else "basis"
-        factor, frames = joined(entries, f"factor_{name}"), joined(entries, f"{frame}_{name}")
+        factor, frames = found.get(f"factor_{name}"), found.get(f"{frame}_{name}")
         if factor is None or frames is None:
             return None
-        return Side(name == "cols", factor, frames, joined(entries, f"scale_{name}"))
+        return Side(name == "cols", factor, frames, found.get(f"scale_{name}"))
 
     def follow(self, group: Group, power: float) -> None:
         """Take the group's numbers of this step."""

@@ -26,7 +26,7 @@ from schattor.optim._groups import (
     refuse_parameter,
     refuse_unmatched_weights,
 )
-from schattor.optim._preconditioned import Entered, work_dtype
+from schattor.optim._preconditioned import Entered, keeps_squares, work_dtype
 from schattor.optim._settings import Group, State, check_group, check_together
 from schattor.optim._shards import is_sharded
 from schattor.optim._sizes import unit_factors
@@ -158,7 +158,7 @@ class Stepper:
                         self._add(buckets, group_index, group, name, param, state[param])
         self.buckets = list(buckets.values())
         for bucket in self.buckets:
-            bucket.join()
+            bucket.join(groups[bucket.key.group_index])
         self._counters = joined_counters(self._moving, state)
         self._signature = signature(groups, state)
 
@@ -216,9 +216,10 @@ class Stepper:
             for place, inputs in zip(source.places, inputs_of(param, spec, turned), strict=True):
                 assert place.bucket.chosen is not None
                 place.bucket.chosen.inputs.append(inputs)
-        for kept, owner in (("exp_avg_sq", "inside"), ("graft_sq", "graft")):
-            if kept in entry:
-                _add_squares(source.places, block_views(entry[kept], spec, like=param), owner)
+        kept = {"inside": keeps_squares(group), "graft": group["scale"] == "adam"}
+        for owner, squares in (("inside", "exp_avg_sq"), ("graft", "graft_sq")):
+            if kept[owner]:
+                _add_squares(source.places, block_views(entry[squares], spec, like=param), owner)
         if spec or param.ndim != 2:
             self._split.append(source)
         else:
@@ -384,6 +385,4 @@ _NO_GRADIENT = torch.empty(0)
 def _add_squares(places: list[Place], squares: Sequence[Tensor], owner: str) -> None:
     """Second moments of a parameter's blocks to those of their buckets that keep such."""
     for place, square in zip(places, squares, strict=True):
-        keeper = getattr(place.bucket, owner)
-        if keeper is not None:
-            keeper.squares.append(square.t() if place.tall else square)
+        getattr(place.bucket, owner).squares.append(square.t() if place.tall else square)

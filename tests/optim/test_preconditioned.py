@@ -219,3 +219,30 @@ def test_groups_added_later_follow_their_preset() -> None:
         optimizer = copy.deepcopy(preset([vector]))
         optimizer.add_param_group({"params": [matrix], "rule": "matrix"})
         assert optimizer.param_groups[-1][wanted[0]] == wanted[1]
+
+
+@pytest.mark.parametrize("after", ["adam", "factored", "shampoo", "kl_shampoo", "soap"])
+@pytest.mark.parametrize("before", ["adam", "factored", "shampoo", "kl_soap", "soap", "splus"])
+def test_what_an_earlier_preconditioner_left_is_not_used(before: str, after: str) -> None:
+    def settings(name: str) -> dict[str, Any]:
+        factored = name == "factored"
+        names = {"preconditioner": "adam" if factored else name, "precondition_frequency": 2}
+        return {**names, "second_moment": "factored" if factored else "full"}
+
+    def weight() -> nn.Parameter:
+        return nn.Parameter(torch.zeros(4, 6, dtype=F64))
+
+    param, fresh = weight(), weight()
+    optimizer = Schattor([param], **settings(before))
+    clean = Schattor([fresh], **settings(after))
+    stream = gradients((4, 6), 7)
+    run(optimizer, param, stream[:4])
+    run(clean, fresh, stream[:1])  # makes the keys of this preconditioner
+    optimizer.param_groups[0].update(settings(after))
+    saved = optimizer.state_dict()
+    entry = {key: value for key, value in saved["state"][0].items() if key in clean.state[fresh]}
+    clean.load_state_dict({**saved, "state": {0: entry}})
+    fresh.data.copy_(param)
+    run(optimizer, param, stream[4:])
+    run(clean, fresh, stream[4:])
+    assert torch.equal(param, fresh)
