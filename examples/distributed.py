@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 examples/distributed.py
 
-Each rank keeps a shard of every weight and of its momentum. A matrix is whole on one rank alone, in
-a step, and another matrix on another: the work of directions is shared too. On GPUs where there are
-as many, else on processors.
+Each rank keeps a shard of every weight. A matrix is whole on one rank alone, with its momentum,
+and another matrix on another: the work of directions is shared too. On GPUs where there are as
+many, else on processors.
 """
 
 from __future__ import annotations

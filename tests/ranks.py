@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 
-def join(rank: int, folder: str) -> None:
+def join(rank: int, folder: str, count: int = 2) -> None:
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
-        world_size=2,
+        world_size=count,
         timeout=timedelta(seconds=60),
     )
 

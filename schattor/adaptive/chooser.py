@@ -92,6 +92,10 @@ class Chooser:
     def _all_moments(self) -> list[OwnMoments | LayerMoments]:
         return [each for each in (self._own, self._hooked, self._behind) if each is not None]
 
+    def knows(self, param: Tensor) -> bool:
+        """Whether this is one of the parameters whose p is chosen."""
+        return self._own.knows(param)
+
     def covers(self, param: nn.Parameter) -> bool:
         """Whether what the parameter multiplies can be watched."""
         return any(each and each.covers(param) for each in (self._hooked, self._products))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from schattor.adaptive.own import Widths
-from schattor.adaptive.places import Part, Side, memories_of, name_of_memory
+from schattor.adaptive.places import Block, Memory, Part, Side, blocks_in, name_of_memory
 
 __all__ = ["Origins", "is_plain", "sides"]
 
@@ -33,12 +33,25 @@ class Origins:
     """Knows tensors by the memory that they lie in."""
 
     def __init__(self, params: Sequence[Widths]) -> None:
-        """``params`` are the weights, where they lie now."""
-        self._memories = memories_of(params)
+        """``params`` are the weights, where they lie now; those in shards lie nowhere yet."""
+        self._blocks: dict[int, dict[int, list[Block]]] = {}  # by memory and parameter
+        self._memories: dict[int, Memory] = {}
         self._casts: dict[int, Place] = {}  # where their memories' first numbers come from
         self._picks: dict[int, tuple[Place, list[Side], Tensor]] = {}
-        # Copies may be gone; no other memory has the name of one while this is held.
+        # What lay there may be gone; no other memory has its name while this is held.
         self._held: list[StorageWeakRef] = []
+        for each in params:
+            if is_plain(each.param):
+                self.add(each.param, each)
+
+    def add(self, x: Tensor, of: Widths) -> None:
+        """A tensor has a weight's numbers now: that itself, or what its shards make together."""
+        of_params = self._blocks.setdefault(name_of_memory(x), {})
+        if id(of.param) not in of_params:
+            of_params[id(of.param)] = blocks_in(x, of)
+            every = [block for blocks in of_params.values() for block in blocks]
+            name = name_of_memory(x) if x is of.param else self._name(x)
+            self._memories[name] = Memory(every)
 
     def parts(self, x: Tensor, batch: Side, inputs: Side, outputs: Side) -> list[list[Part]]:
         """The blocks in each of some matrices that a tensor is; []: it is no weight."""
@@ -85,9 +98,9 @@ class Origins:
             return cast._replace(offset=cast.offset + offset)
         return Place(name, offset) if name in self._memories else None
 
-    def _name(self, copy: Tensor) -> int:
-        self._held.append(StorageWeakRef(copy.untyped_storage()))
-        return name_of_memory(copy)
+    def _name(self, x: Tensor) -> int:
+        self._held.append(StorageWeakRef(x.untyped_storage()))
+        return name_of_memory(x)
 
 
 def is_plain(x: Tensor) -> bool:

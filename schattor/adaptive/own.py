@@ -38,6 +38,10 @@ class OwnMoments:
                 self._samples[id(each.param), index] = Collection(each.param, width)
         self._tokens = tokens
 
+    def knows(self, param: Tensor) -> bool:
+        """Whether this is one of the parameters."""
+        return id(param) in self._widths
+
     def check(self, who: str, param: Any, inputs: Any, block: Any) -> None:
         """Raise TypeError or ValueError for what `add` cannot take."""
         widths = self._widths.get(id(param))

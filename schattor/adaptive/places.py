@@ -11,7 +11,7 @@ from torch import Tensor
 from schattor.adaptive.own import Widths
 from schattor.blocks import block_views
 
-__all__ = ["Memory", "Part", "Side", "memories_of", "name_of_memory"]
+__all__ = ["Block", "Memory", "Part", "Side", "blocks_in", "name_of_memory"]
 
 
 class Side(NamedTuple):
@@ -78,16 +78,14 @@ def name_of_memory(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
 
 
-def memories_of(params: Sequence[Widths]) -> dict[int, Memory]:
-    """The memories that parameters lie in, by name."""
-    found: dict[int, list[Block]] = {}
-    for each in params:
-        for place, view in enumerate(block_views(each.param.detach(), each.spec)):
-            sides = [Side(*side) for side in zip(view.shape, view.stride(), strict=True)]
-            outputs, inputs = reversed(sides) if each.turned else sides
-            block = Block(each.param, place, int(view.storage_offset()), inputs, outputs)
-            found.setdefault(name_of_memory(view), []).append(block)
-    return {name: Memory(blocks) for name, blocks in found.items()}
+def blocks_in(x: Tensor, of: Widths) -> list[Block]:
+    """The blocks of a parameter in a tensor that has its numbers."""
+    found = []
+    for place, view in enumerate(block_views(x.detach(), of.spec)):
+        sides = [Side(*side) for side in zip(view.shape, view.stride(), strict=True)]
+        outputs, inputs = reversed(sides) if of.turned else sides
+        found.append(Block(of.param, place, int(view.storage_offset()), inputs, outputs))
+    return found
 
 
 def _span(inputs: Side, outputs: Side) -> int:

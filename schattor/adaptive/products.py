@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +65,18 @@ class Products(Recorder):
         super().__init__()
         given = {id(each.param): each for each in params}
         held: set[int] = set()
-        self._modules: list[nn.Module] = []
+        self._modules: dict[nn.Module, list[Home]] = {}
         for module in model.modules():
-            own = given.keys() & {id(param) for param in _held_by(module)}
-            self._modules += [module] if own else []
-            held |= own
+            homes = [
+                Home(holder, name, given[id(param)])
+                for holder, name, param in _held_by(module)
+                if id(param) in given
+            ]
+            if homes:
+                self._modules[module] = homes
+                held |= {id(home.of.param) for home in homes}
         self._params = {key: each for key, each in given.items() if key in held}
-        self._seeing = _Seeing(to, tokens)
+        self._seeing = _Seeing(to, tokens, self._modules)
 
     def covers(self, param: nn.Parameter) -> bool:
         """Whether products with this parameter are looked for."""
@@ -91,22 +96,33 @@ class Products(Recorder):
         return handles
 
 
-def _held_by(module: nn.Module) -> Iterator[nn.Parameter | None]:
-    """The parameters that a module, when it is called, may multiply something with."""
+def _held_by(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter | None]]:
+    """The parameters that a module, when it is called, may multiply something with, and where."""
     if is_layer(module):  # of others it computes its weight
-        yield module._parameters.get("weight")
+        yield module, "weight", module._parameters.get("weight")
     elif not isinstance(module, (ParametrizationList, *_HOLDERS)):
         for each in (module, *module.children()):
             if each is module or isinstance(each, _HOLDERS):
-                yield from each.parameters(recurse=False)
+                for name, param in each._parameters.items():
+                    yield each, name, param
+
+
+class Home(NamedTuple):
+    """Where a module keeps a parameter."""
+
+    module: nn.Module
+    name: str
+    of: Widths
 
 
 class _Seeing(TorchDispatchMode):
     """Sees products while a module runs forward."""
 
-    def __init__(self, to: OwnMoments, tokens: int | None) -> None:
+    def __init__(
+        self, to: OwnMoments, tokens: int | None, homes: Mapping[nn.Module, Sequence[Home]]
+    ) -> None:
         super().__init__()
-        self._to, self._tokens = to, tokens
+        self._to, self._tokens, self._homes = to, tokens, homes
         self.start([])
 
     def start(self, params: Sequence[Widths]) -> None:
@@ -122,6 +138,11 @@ class _Seeing(TorchDispatchMode):
         if not self._running:
             self.__enter__()
         self._running.append(module)
+        for home in self._homes[module]:
+            now = home.module._parameters.get(home.name)
+            # Shards are together while their module runs, in a tensor that takes their place.
+            if now is not None and now is not home.of.param and now.shape == home.of.param.shape:
+                self._origins.add(now, home.of)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """The hook after it, whether it ended well or not."""

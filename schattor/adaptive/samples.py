@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ __all__ = [
     "samples_between",
     "samples_of",
     "unfolded",
+    "whole_of",
 ]
 
 # Rows of these are kept as they are: a float32 would say no more.
@@ -119,11 +120,17 @@ def samples_of(x: Tensor, leading: int, like: Collection, tokens: int | None) ->
     To be added to a collection ``like`` that. Rows that are not finite, or whose squares are not,
     count as none. Copies, since x may be written again.
     """
-    sizes = x.shape[:leading]
+    x, sizes = whole_of(x), x.shape[:leading]
     if tokens is not None and sizes.numel() > tokens:
         x = _some(x, leading, tokens)
     rows = x.reshape(-1, like.size)
     return _kept(rows, None, like)
+
+
+def whole_of(x: Any) -> Tensor:
+    """What ranks of tensor parallelism hold of an input, together: all of them ask for it."""
+    found: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return found
 
 
 def samples_between(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from schattor.adaptive.layers import CONVOLUTIONS, Hook, LayerMoments, Layers
-from schattor.adaptive.samples import Collection, Samples, samples_of, unfolded
+from schattor.adaptive.samples import Collection, Samples, samples_of, unfolded, whole_of
 
 __all__ = ["InputMoments", "OutputMoments"]
 
@@ -104,7 +104,7 @@ class _Reading(Layers):
         if torch.is_grad_enabled():
             with torch.no_grad():
                 if isinstance(module, CONVOLUTIONS):
-                    samples = _patches(module, x)
+                    samples = _patches(module, whole_of(x))
                     if samples is not None and samples.numel():
                         self._met.add_new(samples, len(module.kernel_size) + 1, self.seen)
                 elif x.numel() and x.ndim and x.shape[-1] == self.seen.size:

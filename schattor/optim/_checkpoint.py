@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from schattor.optim._preconditioned import statistics_shapes
 from schattor.optim._settings import Group, check_group, check_together, plain
 from schattor.optim._sharded import ShardedSteps
+from schattor.optim._shards import laid_as
 from schattor.optim._stepper import Stepper
 
 __all__ = ["FORMAT", "Checkpointed", "Schedule"]
@@ -106,6 +108,8 @@ def restored(param: Tensor, entry: Mapping[str, Any], group: Group) -> dict[str,
     """
     own: dict[str, Any] = {}
     for key, value in entry.items():
+        if isinstance(value, Tensor) and key != "step":
+            value = laid_as(param, value)
         if key == "step":
             device = param.device if group["capturable"] else torch.device("cpu")
             own[key] = torch.as_tensor(value, dtype=torch.float32).reshape(()).to(device).clone()
@@ -137,10 +141,26 @@ class Checkpointed(Optimizer):
         return type(self).__name__
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain values, which ``torch.load(weights_only=True)`` reads."""
-        packed = super().state_dict()
+        """The state as plain values, which ``torch.load(weights_only=True)`` reads.
+
+        Of weights in shards it has shards: all ranks must call it, since owners send them.
+        """
+        with self._whole_state():
+            packed = super().state_dict()
         packed["param_groups"] = plain_groups(packed["param_groups"])
         return packed
+
+    @contextmanager
+    def _whole_state(self) -> Iterator[None]:
+        """With what owners of weights in shards keep, for a while."""
+        without = {}
+        try:
+            for param, entry in self._sharded.shards():
+                without[param] = self.state[param]
+                self.state[param] = {**self.state[param], **entry}
+            yield
+        finally:
+            self.state.update(without)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; hyperparameters in it win over the constructor's.
@@ -174,7 +194,10 @@ class Checkpointed(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: torch's part, a preset's, and functions given as p."""
-        return {**super().__getstate__(), **{key: getattr(self, key) for key in self._kept}}
+        with self._whole_state():
+            found = super().__getstate__()
+            kept = {key: getattr(self, key) for key in self._kept}
+            return {**found, **kept, "state": self.state.copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take loaded or unpickled groups and state; keys that they lack come from the present."""

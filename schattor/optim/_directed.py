@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +12,21 @@ from torch import Tensor
 from schattor.directions import Directions
 from schattor.optim._buckets import Bucket
 from schattor.optim._graft import Grafted
-from schattor.optim._preconditioned import Entered
+from schattor.optim._preconditioned import Entered, work_dtype
 from schattor.optim._settings import Group
 from schattor.optim._sizes import couple
 
-__all__ = ["Directed", "coupled_factors", "independent"]
+__all__ = [
+    "Beyond",
+    "Coupling",
+    "Directed",
+    "Moving",
+    "Waiting",
+    "coupled",
+    "grafted",
+    "independent",
+    "norms_of",
+]
 
 
 @dataclass
@@ -47,18 +58,76 @@ def independent(directed: Directed, group: Group) -> Tensor:
     return weights if group["oracle"] == "ball" else weights.square() * directed.dual_norms
 
 
-def coupled_factors(
-    together: list[Directed], oracle: str, outer: float
-) -> Iterator[tuple[Directed, Tensor]]:
-    """Each chunk with its factors ``c_i``, times the norm over all blocks if regularized."""
-    home = together[0].norms.device
-    norms = torch.cat([directed.dual_norms.to(home) for directed in together])
-    weights = torch.cat([directed.weights.to(home) for directed in together])
-    factors, norm = couple(norms, weights, outer)
-    if oracle == "regularized":
-        factors = factors * norm
-    start = 0
-    for directed in together:
-        part = factors[start : start + len(directed.norms)]
-        start += len(part)
-        yield directed, part.to(directed.norms.device)
+class Coupling(NamedTuple):
+    """How blocks share one step."""
+
+    oracle: str
+    outer: float  # A of the norm over blocks
+
+
+Waiting = dict[Coupling, list[Directed]]
+"""Chunks whose steps depend on other blocks."""
+
+Moving = list[tuple[Directed, Tensor]]
+"""Chunks, and the factors ``[batch]`` of their steps."""
+
+
+class Beyond(NamedTuple):
+    """Dual norms and weights ``[2, blocks]`` of other ranks, those before this one and after it."""
+
+    before: list[Tensor]
+    after: list[Tensor]
+
+
+def coupled(waiting: Sequence[Waiting], beyond: Mapping[Coupling, Beyond]) -> list[Moving]:
+    """Factors ``c_i`` of what waits in each stepper, times the norm over all blocks if regularized.
+
+    The first stepper's blocks are the same on all ranks. Those of the others stand between the
+    blocks of ranks before and after, so that all ranks have one order.
+    """
+    moving: list[Moving] = [[] for _ in waiting]
+    for key in dict.fromkeys(key for each in waiting for key in each):
+        before, after = beyond.get(key, Beyond([], []))
+        places = [(place, one) for place, each in enumerate(waiting) for one in each.get(key, [])]
+        ours = [norms_of(one) for _, one in places]
+        first = len(waiting[0].get(key, []))
+        every = [*ours[:first], *before, *ours[first:], *after]
+        norms, weights = torch.cat([each.to(ours[0].device) for each in every], 1)
+        factors, norm = couple(norms, weights, key.outer)
+        if key.oracle == "regularized":
+            factors = factors * norm
+        parts = list(torch.split(factors, [each.shape[1] for each in every]))
+        del parts[first : first + len(before)], parts[len(places) :]
+        for (place, one), part in zip(places, parts, strict=True):
+            moving[place].append((one, part.to(one.norms.device)))
+    return moving
+
+
+def norms_of(directed: Directed) -> Tensor:
+    """Dual norms and weights ``[2, batch]``."""
+    return torch.stack([directed.dual_norms, directed.weights])
+
+
+def grafted(directed: Directed, grads: list[Tensor], group: Group) -> Directed:
+    """With the other method's step measured; it is the direction itself before roots are known."""
+    bucket, chunk, found = directed.bucket, directed.chunk, directed.found
+    assert bucket.graft is not None
+    grafted = bucket.graft.measure(
+        chunk,
+        grads,
+        directed.entered,
+        bucket.momenta[chunk],
+        bucket.momentum,
+        bucket.inside,
+        bucket.taken,
+        work_dtype(bucket.key.param_dtype),
+        group,
+    )
+    if bucket.inside is not None:
+        started = bucket.inside.started(chunk, group)
+        if not all(started):
+            own = torch.tensor(started, device=found.square.device)
+            direction = torch.where(own[:, None, None], found.direction, grafted.step)
+            square = torch.where(own, found.square, grafted.norms.square())
+            found = found._replace(direction=direction, square=square)
+    return replace(directed, found=found, grafted=grafted)

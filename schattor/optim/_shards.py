@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from schattor.optim._settings import Group, outer_exponent, power_of, scale_of
-from schattor.optim._sizes import GRAFTS
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from schattor.optim._exchange import Ranks, Spread
+from schattor.optim._settings import Group
 
 __all__ = [
-    "Shards",
-    "exchanged_dtype",
+    "as_shards",
     "is_sharded",
-    "local_momentum",
-    "matching",
+    "laid_as",
+    "placements_of",
+    "put_shard",
+    "ranks_of",
     "refuse_sharded",
-    "shards_of",
+    "shard_of",
+    "spread_of",
 ]
-
-
-class Shards(NamedTuple):
-    """How a weight lies over ranks."""
-
-    ranks: ProcessGroup | None  # that each hold a shard; None: this one holds all of it
-    rank: int  # this one's place among them
-    dim: int  # along which they follow each other
-    sizes: tuple[int, ...]  # of each rank along it, 0 where a rank has none
 
 
 def is_sharded(param: Tensor) -> bool:
@@ -38,85 +29,115 @@ def is_sharded(param: Tensor) -> bool:
     return hasattr(param, "placements") and hasattr(param, "device_mesh")
 
 
-def shards_of(param: Any) -> Shards:
-    """How a DTensor that was not refused lies over ranks; `torch.chunk` says how much each has."""
-    mesh, placements = param.device_mesh, param.placements
-    split = [axis for axis, placement in enumerate(placements) if _splits(param, axis)]
-    if not split:
-        return Shards(None, 0, 0, (param.shape[0],))
-    axis = split[0]
-    dim, count = placements[axis].dim, mesh.size(axis)
-    size, step = param.shape[dim], -(-param.shape[dim] // count)
-    sizes = [max(0, min(step, size - rank * step)) for rank in range(count)]
-    return Shards(mesh.get_group(axis), mesh.get_local_rank(axis), dim, tuple(sizes))
+def ranks_of(param: Any) -> Ranks:
+    """The ranks that hold the shards of a DTensor which was not refused."""
+    axis = _axis(param)
+    if axis is None:
+        return Ranks(None, 0, 1)
+    mesh = param.device_mesh
+    return Ranks(mesh.get_group(axis), mesh.get_local_rank(axis), mesh.size(axis))
+
+
+def spread_of(param: Any, shape: Sequence[int], owner: int) -> Spread:
+    """How something of a DTensor's state lies over its ranks: as it does, if of the same shape."""
+    axis = _axis(param)
+    if axis is None or not shape:
+        return Spread(tuple(shape), None, owner)
+    like = tuple(shape) == tuple(param.shape)
+    return Spread(tuple(shape), param.placements[axis].dim if like else 0, owner)
+
+
+def placements_of(param: Any, spread: Spread) -> tuple[Any, ...]:
+    """The same, as torch says it."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    placements: list[Any] = [Replicate()] * len(param.placements)
+    axis = _axis(param)
+    if axis is not None and spread.dim is not None:
+        placements[axis] = Shard(spread.dim)
+    return tuple(placements)
+
+
+def _axis(param: Any) -> int | None:
+    """The dimension of its mesh along which ranks share the work on a DTensor.
+
+    The first that splits it. What others split is brought together, so that along them ranks do
+    the same, as copies of a weight do.
+    """
+    return next((i for i in range(len(param.placements)) if _splits(param, i)), None)
 
 
 def _splits(param: Any, axis: int) -> bool:
-    return bool(param.placements[axis].is_shard()) and param.device_mesh.size(axis) > 1
-
-
-# What needs more of a weight's neighbours, or of its past, than one rank gathers for a step.
-_WITHOUT: dict[str, tuple[Any, str]] = {
-    "p": ("auto", "which no rank has the statistics for"),
-    "capturable": (True, "whose exchange between ranks is not captured"),
-}
+    whole = param.placements[axis].is_replicate()  # of the shards torch has more than one kind
+    return not whole and param.device_mesh.size(axis) > 1
 
 
 def refuse_sharded(who: str, name: str, param: Any, group: Group) -> None:
     """Raise ValueError where the matrix rule cannot move a DTensor as it would move a tensor."""
     who = f"{who}: {name} is a DTensor:"
-    split = [axis for axis in range(len(param.placements)) if _splits(param, axis)]
-    kinds = {type(param.placements[axis]).__name__ for axis in split}
-    partial = any(placement.is_partial() for placement in param.placements)
-    if len(split) > 1 or kinds - {"Shard"} or partial:
+    if any(placement.is_partial() for placement in param.placements):
         raise ValueError(
-            f"{who} it must be split along one mesh dimension, Shard(dim), and whole along the"
-            f" others, got {tuple(param.placements)}"
+            f"{who} it must be split or whole along each mesh dimension, got"
+            f" {tuple(param.placements)}"
         )
-    local, shards = param.to_local(), shards_of(param)
-    if local.shape[shards.dim] != shards.sizes[shards.rank] or not local.is_contiguous():
+    local, ranks = param.to_local(), ranks_of(param)
+    split = [axis for axis in range(len(param.placements)) if _splits(param, axis)]
+    shape = spread_of(param, param.shape, 0).shard(ranks.own, ranks.size)
+    if len(split) == 1 and tuple(local.shape) != shape:
         raise ValueError(
-            f"{who} its shard must be contiguous with {shards.sizes[shards.rank]} along dimension"
-            f" {shards.dim}, got shape {tuple(local.shape)}, strides {local.stride()}"
+            f"{who} its shard must have shape {shape}, as torch.chunk gives it, got"
+            f" {tuple(local.shape)}"
         )
     if local.device.type != param.device_mesh.device_type:
         raise ValueError(
             f"{who} it must be on the {param.device_mesh.device_type} of its mesh, over which ranks"
             f" exchange, got a shard on {local.device}: leave offloading out"
         )
-    for key, (value, why) in _WITHOUT.items():
-        if group[key] == value:
-            raise ValueError(f"{who} {key} must not be {value!r}, {why}")
-    if group["preconditioner"] is not None:
+    if group["capturable"]:
         raise ValueError(
-            f"{who} preconditioner must be None, got {group['preconditioner']!r}: its statistics"
-            " are not kept in shards"
-        )
-    if scale_of(group) in (*GRAFTS, "width"):
-        raise ValueError(
-            f'{who} scale must be "unit", "spectral", "rms" or "pin", got {scale_of(group)!r}'
-        )
-    if outer_exponent(who, group, power_of(who, group)) is not None:
-        raise ValueError(
-            f"{who} coupling must leave blocks independent, got {group['coupling']!r}: no rank"
-            " has the dual norms of all blocks"
+            f"{who} capturable must be False, since no graph captures the exchange between ranks"
         )
 
 
-def matching(grad: Any, param: Any) -> Tensor:
-    """This rank's shard of a gradient, laid out as the parameter is."""
-    if grad.placements != param.placements:
-        grad = grad.redistribute(param.device_mesh, param.placements)
-    local: Tensor = grad.to_local()
-    return local if local.is_contiguous() else local.contiguous()
+def shard_of(value: Any, param: Any, placements: Sequence[Any]) -> Tensor:
+    """This rank's shard of something of a DTensor, laid out as ``placements`` say."""
+    if tuple(value.placements) != tuple(placements):
+        value = value.redistribute(param.device_mesh, placements)
+    local: Tensor = value.to_local()
+    return local.contiguous()
 
 
-def local_momentum(entry: dict[str, Any]) -> Tensor | None:
-    """This rank's shard of a weight's momentum, if its state has one."""
-    moment = entry.get("momentum_buffer")
-    return None if moment is None else moment.to_local()
+def put_shard(param: Any, shard: Tensor, placements: Sequence[Any]) -> None:
+    """Write a DTensor's numbers, of which this rank has those that ``placements`` say."""
+    if tuple(param.placements) == tuple(placements):
+        param.to_local().copy_(shard)
+        return
+    given = as_shards(param, shard, param.shape, placements)
+    param.to_local().copy_(given.redistribute(param.device_mesh, param.placements).to_local())
 
 
-def exchanged_dtype(grad: Tensor, momentum: Tensor | None) -> torch.dtype:
-    """In which a weight's momentum goes to its owner, and its step comes back."""
-    return grad.dtype if momentum is None else torch.promote_types(grad.dtype, momentum.dtype)
+def as_shards(param: Any, shard: Tensor, shape: Sequence[int], placements: Sequence[Any]) -> Any:
+    """Something of a DTensor, of which this rank has a shard."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        shard,
+        param.device_mesh,
+        placements,
+        shape=torch.Size(shape),
+        stride=torch.empty(shape, device="meta").stride(),
+    )
+
+
+def laid_as(param: Tensor, value: Tensor) -> Tensor:
+    """A tensor out of a checkpoint beside a parameter: in shards, if that is, but for one number.
+
+    Every rank has the whole tensor, or its shard.
+    """
+    if not is_sharded(param) or is_sharded(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    placements = placements_of(param, spread_of(param, value.shape, 0))
+    whole: Any = value.to(param.device)
+    return distribute_tensor(whole, param.device_mesh, placements, src_data_rank=None)  # type: ignore[attr-defined]

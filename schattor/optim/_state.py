@@ -14,8 +14,16 @@ from schattor.optim._chosen import create_choice
 from schattor.optim._entries import zeros_as
 from schattor.optim._preconditioned import create_statistics
 from schattor.optim._settings import Group, State
+from schattor.optim._shards import is_sharded
 
-__all__ = ["create_state", "joined_counters", "keeps_momentum", "signature"]
+__all__ = [
+    "create_state",
+    "joined_counters",
+    "keeps_momentum",
+    "may_move",
+    "signature",
+    "structure_of",
+]
 
 # Keys of a group that a plan is built from: p, lr, momentum and decay may change freely between
 # steps, any of these means planning again.
@@ -43,12 +51,21 @@ def keeps_momentum(group: Group) -> bool:
     return group["momentum"] != 0 or "initial_momentum" in group
 
 
+def may_move(param: Tensor) -> bool:
+    """Whether a parameter has state: one with a gradient, or that may get one."""
+    return param.requires_grad or param.grad is not None
+
+
+def structure_of(group: Group) -> tuple[Any, ...]:
+    """What a group's plan is built from."""
+    return (_structure(group), keeps_momentum(group), group["p"] == "auto")
+
+
 def signature(groups: list[Group], state: State) -> list[Any]:
     """What a plan is built from. Compared at every step, so it asks each parameter for little."""
     sign: list[Any] = []
     for group in groups:
-        sign.append((_structure(group), keeps_momentum(group), len(group["params"])))
-        sign.append(group["p"] == "auto")
+        sign.append((structure_of(group), len(group["params"])))
         sign.append((repr(group.get("blocks")), repr(group["block_weights"])))
         for param in group["params"]:
             grad = param.grad
@@ -76,12 +93,14 @@ def create_state(groups: list[Group], state: State, chooser: Chooser | None) -> 
     """
     for group in groups:
         for param in group["params"]:
-            if group["rule"] != "matrix" or not (param.requires_grad or param.grad is not None):
+            if group["rule"] != "matrix" or not may_move(param):
                 continue
             entry = state[param]
             if "step" not in entry:
                 device = param.device if group["capturable"] else torch.device("cpu")
                 entry["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            if is_sharded(param):  # their owners have the rest
+                continue
             if keeps_momentum(group) and "momentum_buffer" not in entry:
                 entry["momentum_buffer"] = zeros_as(param, group["momentum_dtype"])
             create_statistics(param, entry, group)

@@ -21,8 +21,7 @@ __all__ = ["describe", "statistics"]
 def describe(stepper: Stepper, sharded: ShardedSteps) -> str:
     """One line a bucket: how many blocks of what shape, on what device, by which route and why."""
     lines = [_line(bucket) for bucket in stepper.buckets]
-    for each in sharded.rounds:
-        lines += [_line(bucket) + "; for all ranks" for bucket in each.stepper.buckets]
+    lines += [_line(bucket) + "; for all ranks" for bucket in sharded.buckets]
     return "\n    ".join(["routes:", *lines]) if lines else "routes: planned at the first step"
 
 
@@ -37,17 +36,13 @@ def _line(bucket: Bucket) -> str:
 
 def statistics(stepper: Stepper, sharded: ShardedSteps, *, spectra: bool) -> dict[str, Any]:
     """See :meth:`schattor.Schattor.stats`."""
-    blocks = _of_blocks(stepper.buckets, spectra)
-    for each in sharded.rounds:
-        for name, values in _of_blocks(each.stepper.buckets, False).items():
-            del values["weight_rms"]  # what was stepped is no weight
-            blocks[name] = values
+    buckets = [*stepper.buckets, *sharded.buckets]
     counts = [*stepper.nonfinite.values(), *sharded.nonfinite.values()]
-    factors = [bucket.inside.factors for bucket in stepper.buckets if bucket.inside is not None]
+    factors = [bucket.inside.factors for bucket in buckets if bucket.inside is not None]
     return {
         "nonfinite": sum(int(count) for count in counts),
         "failed_refreshes": sum(each.failed for each in factors if each is not None),
-        "blocks": blocks,
+        "blocks": _of_blocks(buckets, spectra),
     }
 
 

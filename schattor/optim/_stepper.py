@@ -16,7 +16,14 @@ from schattor.blocks import block_views
 from schattor.directions import wide_direction
 from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source
 from schattor.optim._chosen import Chosen, Seen, inputs_of
-from schattor.optim._directed import Directed, coupled_factors, independent
+from schattor.optim._directed import (
+    Coupling,
+    Directed,
+    Moving,
+    Waiting,
+    grafted,
+    independent,
+)
 from schattor.optim._entries import suffixes
 from schattor.optim._fused import fused_step
 from schattor.optim._groups import (
@@ -26,11 +33,17 @@ from schattor.optim._groups import (
     refuse_parameter,
     refuse_unmatched_weights,
 )
-from schattor.optim._preconditioned import Entered, keeps_squares, work_dtype
+from schattor.optim._preconditioned import Entered, keeps_squares
 from schattor.optim._settings import Group, State, check_group, check_together
 from schattor.optim._shards import is_sharded
 from schattor.optim._sizes import unit_factors
-from schattor.optim._state import create_state, joined_counters, keeps_momentum, signature
+from schattor.optim._state import (
+    create_state,
+    joined_counters,
+    keeps_momentum,
+    may_move,
+    signature,
+)
 from schattor.planning import Plan
 
 __all__ = ["Stepper"]
@@ -51,8 +64,10 @@ class Stepper:
         self.buckets: list[Bucket] = []
         self.nonfinite: dict[torch.device, Tensor] = {}
         self.chooser: Chooser | None = None
-        # Weights in shards that have gradients, with their groups and names: not stepped here.
+        # Weights in shards that may move, with their groups and names: not stepped here.
         self.sharded: list[tuple[int, str, Tensor]] = []
+        self.watched: dict[Tensor, Tensor] = {}
+        """Whose inputs a chooser knows, where it is not the parameter itself."""
         self._who = who
         self._kept: dict[torch.dtype, Tensor] = {}
         self._moving: list[Tensor] = []
@@ -63,6 +78,11 @@ class Stepper:
         self._counters: list[Tensor] = []
         self._signature: list[Any] | None = None
         self._captured: list[Plan] | None = None
+
+    @property
+    def planned(self) -> bool:
+        """Whether there is a plan; it may be outdated."""
+        return self._signature is not None
 
     def forget(self) -> None:
         """Drop the plan, and with it every view of parameters and state."""
@@ -109,17 +129,17 @@ class Stepper:
                 )
         check_together(self._who, groups)
 
-    def step(self, groups: list[Group]) -> None:
-        """One step along what :meth:`prepare` planned."""
+    def begin(self, groups: list[Group]) -> Waiting:
+        """Begin a step along what :meth:`prepare` planned: all of it for blocks on their own.
+
+        Returns the directions of those whose steps depend on each other.
+        """
         self._collect_gradients()
-        if self.chooser is not None and self.chooser.due:
-            self.chooser.reduce()
-        coupled: dict[tuple[str, float], list[Directed]] = {}
+        waiting: Waiting = {}
         for bucket in self.buckets:
             group = groups[bucket.key.group_index]
-            if (
-                bucket.fused and self._choosing(bucket) is None
-            ):  # a choice looks at what is gathered
+            # A choice looks at what is gathered.
+            if bucket.fused and self._choosing(bucket) is None:
                 self._fused(bucket, group)
                 continue
             for chunk in bucket.chunks:
@@ -127,17 +147,19 @@ class Stepper:
                 if bucket.outer is None:
                     self._scatter(directed, independent(directed, group), group)
                 else:
-                    coupled.setdefault((group["oracle"], bucket.outer), []).append(directed)
-        for (oracle, outer), together in coupled.items():
-            for directed, factors in coupled_factors(together, oracle, outer):
-                self._scatter(directed, factors, groups[directed.bucket.key.group_index])
+                    coupling = Coupling(group["oracle"], bucket.outer)
+                    waiting.setdefault(coupling, []).append(directed)
+        return waiting
+
+    def finish(self, groups: list[Group], moving: Moving) -> None:
+        """Move what waited, and end the step."""
+        for directed, factors in moving:
+            self._scatter(directed, factors, groups[directed.bucket.key.group_index])
         for bucket in self.buckets:
             bucket.grads[:] = [_NO_GRADIENT] * len(bucket.grads)
             bucket.advance()
         for counter in self._counters:
             counter.add_(1)
-        if self.chooser is not None:
-            self.chooser.advance()
         # The operators write without telling autograd, which checks what backward has saved.
         torch.autograd.graph.increment_version(self._moving)
 
@@ -148,11 +170,13 @@ class Stepper:
         buckets: dict[BucketKey, Bucket] = {}
         for group_index, group in enumerate(groups):
             for index, param in enumerate(group["params"]):
-                if group["rule"] == "matrix" and param.grad is not None:
-                    name = name_of(group_index, group, index)
-                    if is_sharded(param):
+                if group["rule"] != "matrix":
+                    continue
+                name = name_of(group_index, group, index)
+                if is_sharded(param):
+                    if param.numel() and may_move(param):
                         self.sharded.append((group_index, name, param))
-                        continue
+                elif param.grad is not None:
                     self._moving.append(param)
                     if param.numel():
                         self._add(buckets, group_index, group, name, param, state[param])
@@ -213,7 +237,8 @@ class Stepper:
             source.places.append(place)
         if bucket.chosen is not None:
             turned = [place.tall for place in source.places]
-            for place, inputs in zip(source.places, inputs_of(param, spec, turned), strict=True):
+            watched = inputs_of(self.watched.get(param, param), spec, turned)
+            for place, inputs in zip(source.places, watched, strict=True):
                 assert place.bucket.chosen is not None
                 place.bucket.chosen.inputs.append(inputs)
         kept = {"inside": keeps_squares(group), "graft": group["scale"] == "adam"}
@@ -280,7 +305,7 @@ class Stepper:
             self._choose(bucket, chunk, wide, grads, outside)
             found = inside.leave(chunk, wide_direction(wide, *numbers), outside)
         directed = Directed(bucket, chunk, entered, found, norms, finite)
-        return directed if bucket.graft is None else _grafted(directed, grads, group)
+        return directed if bucket.graft is None else grafted(directed, grads, group)
 
     def _choosing(self, bucket: Bucket) -> Chosen | None:
         """The choice of a bucket's p, where it is made from data and this step records."""
@@ -351,31 +376,6 @@ class Stepper:
             count = torch.zeros((), dtype=torch.int64, device=bucket.key.device)
             self.nonfinite[bucket.key.device] = count
         count.add_(finite.logical_not().sum())
-
-
-def _grafted(directed: Directed, grads: list[Tensor], group: Group) -> Directed:
-    """With the other method's step measured; it is the direction itself before roots are known."""
-    bucket, chunk, found = directed.bucket, directed.chunk, directed.found
-    assert bucket.graft is not None
-    grafted = bucket.graft.measure(
-        chunk,
-        grads,
-        directed.entered,
-        bucket.momenta[chunk],
-        bucket.momentum,
-        bucket.inside,
-        bucket.taken,
-        work_dtype(bucket.key.param_dtype),
-        group,
-    )
-    if bucket.inside is not None:
-        started = bucket.inside.started(chunk, group)
-        if not all(started):
-            own = torch.tensor(started, device=found.square.device)
-            direction = torch.where(own[:, None, None], found.direction, grafted.step)
-            square = torch.where(own, found.square, grafted.norms.square())
-            found = found._replace(direction=direction, square=square)
-    return replace(directed, found=found, grafted=grafted)
 
 
 # Stands in a bucket's list between steps, so that gradients can be freed.

@@ -176,6 +176,8 @@ class Watching(Checkpointed):
     def _prepare_choice(self) -> None:
         """Where p is chosen from data: what this step needs for it."""
         groups = self._auto_groups()
+        if not self._stepper.planned:
+            self._follow_parameters(groups)
         chooser = self._stepper.chooser = self._choosing() if groups else None
         if groups and chooser is None:
             raise ValueError(
@@ -193,6 +195,13 @@ class Watching(Checkpointed):
                 f" whose inputs it watches, Schattor(model, ...) or watch(model){other}"
             )
         chooser.sums = frozenset(i for i, group in groups if group["momentum_form"] != "ema")
+
+    def _follow_parameters(self, groups: list[tuple[int, Group]]) -> None:
+        """Gather anew where others took the parameters' places, as accelerate's FSDP2 has it."""
+        chosen = [param for _, group in groups for param in group["params"] if param.numel()]
+        chooser = self._chooser
+        if chooser is not None and not all(map(chooser.knows, chosen)):
+            self._gather(chooser.auto, chooser.model)
 
     def p_history(self) -> dict[str, list[tuple[int, float]]]:
         """p of every block as it was chosen: ``(steps taken, p)`` of each recording, by name.

@@ -137,8 +137,8 @@ class Schattor(Watching):
     Raises:
         ValueError, TypeError: a value outside these, both p and power, a misspelt key in a group;
             at a step, before anything is changed: gradients that are sparse, complex or of
-            integers, flat shards of matrices (FSDP1, DeepSpeed), DTensors (FSDP2) with what needs
-            more than a weight's own momentum: a preconditioner, a coupling, ``p="auto"``.
+            integers, flat shards of matrices (FSDP1, DeepSpeed), DTensors (FSDP2) that are to be
+            captured or are not on the device of their mesh.
 
     Pickling or copying an optimizer keeps a function given as ``p``, if it can be pickled. State
     dicts hold the number that it gave last; a resumed run goes on with its own function.
@@ -307,13 +307,22 @@ class Schattor(Watching):
         else:
             self._stepper.prepare(self.param_groups, self.state)
             self._write_rates()
-        self._stepper.step(self.param_groups)
-        self._sharded.step(self.param_groups, self.state, self._stepper.sharded)
+        self._step_matrices()
         for index, group in enumerate(self.param_groups):
             if group["rule"] != "matrix":
                 rate = self._rates.get(index, plain(group["lr"]))
                 elementwise.RULES[group["rule"]](group, self.state, rate)
         return loss
+
+    def _step_matrices(self) -> None:
+        chooser = self._stepper.chooser
+        if chooser is not None and chooser.due:
+            chooser.reduce()
+        self._sharded.prepare(self.param_groups, self.state, self._stepper.sharded, chooser)
+        waiting = self._stepper.begin(self.param_groups)
+        self._sharded.step(self.param_groups, self.state, self._stepper, waiting)
+        if chooser is not None:
+            chooser.advance()
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -353,7 +362,7 @@ class Schattor(Watching):
         (``power`` below 0), ``dual_norm`` of its momentum, ``update_rms``, ``weight_rms``; and with
         ``spectra``, of the momentum as it is now, ``stable_rank`` and, at p = inf, ``polar_error``:
         ``|D D' - I|_F / sqrt(rows)`` of the direction D that its route gives. Of weights in shards
-        a rank knows those that it computes, and not ``weight_rms``.
+        a rank knows those that it computes.
         """
         return statistics(self._stepper, self._sharded, spectra=spectra)
 

@@ -63,7 +63,7 @@ def test_a_replay_follows_lr_decay_momentum_and_p_bit_for_bit(
             group.update(lr=lr, weight_decay=decay, momentum=momentum, p=p)
         optimizers[0].step()
         optimizers[1].refresh()
-        optimizers[1]._stepper.step(optimizers[1].param_groups)
+        optimizers[1]._step_matrices()
     assert all(torch.equal(a, b) for a, b in zip(eager.params, graph.params, strict=True))
 
 
