@@ -83,7 +83,7 @@ test-abi: build
 	$(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/pip install -q --no-compile torch numpy pytest hypothesis $(BUILD)/wheel/*.whl
 	cd tests && ../$(NEWEST)/bin/python -c "import torch, schattor; print('torch', torch.__version__)"
-	cd tests && ../$(NEWEST)/bin/python -m pytest -q -c /dev/null -p no:cacheprovider \
+	cd tests && PYTHONPATH=optim ../$(NEWEST)/bin/python -m pytest -q -c /dev/null -p no:cacheprovider \
 	  --rootdir=. --import-mode=importlib test_ops.py test_factorisations.py test_functional.py optim/test_sharded.py \
 	  adaptive/test_products.py
 	rm -rf $(NEWEST)
