@@ -51,8 +51,8 @@ class Products(Recorder):
     computes is looked at: where one side is part of a weight, or a batch of parts, the other side
     holds samples for the blocks in it. A part is known by its place in memory; a copy, if it is one
     in another dtype, or of some experts by their numbers. Nothing is seen in kernels that are no
-    products to PyTorch, such as fused recurrent ones and those of Triton, nor in transposed and
-    depthwise convolutions.
+    products to PyTorch, such as fused recurrent ones and those of Triton, nor in depthwise
+    convolutions.
 
     What :class:`~schattor.adaptive.statistics.InputMoments` says of its hooks holds here too. Of
     rows in groups each group shows at most twice the mean number.
@@ -219,7 +219,12 @@ class _Seeing(TorchDispatchMode):
         groups: int,
     ) -> None:
         """A convolution with kernels ``[out, in, k...]`` in groups, none of a single channel."""
-        if transposed or weights.shape[1] == 1 or not (is_plain(x) and is_plain(weights)):
+        if not (is_plain(x) and is_plain(weights)):
+            return
+        if transposed:
+            self._see_transposed(x, weights, groups)
+            return
+        if weights.shape[1] == 1:
             return
         # Columns in the order of memory, as `block_views` has them.
         order = sorted(range(1, weights.ndim), key=weights.stride, reverse=True)
@@ -241,6 +246,22 @@ class _Seeing(TorchDispatchMode):
         seen = seen.permute(*range(1 + leading), *(leading + dim for dim in order))
         for patches, parts in zip(seen, of_groups, strict=True):
             self._add(patches, leading, parts)
+
+    def _see_transposed(self, x: Tensor, weights: Tensor, groups: int) -> None:
+        """A transposed one, ``[in, out, k...]``: each place of its input multiplies all kernels."""
+        inputs, kernels = sides(weights)[0], weights[0].numel()
+        count = inputs.size // groups
+        of_groups = self._origins.parts(
+            weights,
+            Side(groups, count * inputs.stride),
+            Side(count, inputs.stride),
+            Side(kernels, 1),
+        )
+        if not any(of_groups) or inputs.stride != kernels:
+            return
+        places = x.movedim(1, -1).unflatten(-1, (groups, count)).movedim(-2, 0)
+        for samples, parts in zip(places, of_groups, strict=True):
+            self._add(samples, x.ndim - 1, parts)
 
     def _add_groups(self, x: Tensor, of_groups: list[list[Part]], ends: Tensor) -> None:
         """Add rows ``[rows, n]`` in groups, whose ends stay on the device."""

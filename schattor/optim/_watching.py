@@ -33,10 +33,10 @@ class Watching(Checkpointed):
 
         A constructor that is given the module does it itself. Layers are found by their weights:
         ``nn.Linear``, HuggingFace's ``Conv1D``, convolutions. In other modules that hold a weight,
-        such as stacked experts and ``nn.MultiheadAttention``, and in grouped convolutions, products
-        with it are looked for. A weight that is met in neither way keeps the p that it begins with,
-        unless its inputs are handed to :meth:`observe`. Hooks are on a forward pass only where its
-        step records.
+        such as stacked experts and ``nn.MultiheadAttention``, and in grouped or transposed
+        convolutions, products with it are looked for. A weight that is met in neither way keeps the
+        p that it begins with, unless its inputs are handed to :meth:`observe`. Hooks are on a
+        forward pass only where its step records.
 
         Raises ValueError where no group has ``p="auto"``, the model holds none of its weights,
         ``blocks`` have a layer's inputs on its other side, or statistics are those of gradients.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from schattor import Schattor
+from schattor.blocks import BlockSpec
 
 
 def _patches(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -79,6 +80,46 @@ def test_convolutions_of_a_users_own() -> None:
         assert_same(seen.moments(), [truth(patches[:, part]) for part in parts])
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions(groups: int, memory_format: torch.memory_format) -> None:
+    settings: dict[str, Any] = {"stride": 2, "padding": 1, "output_padding": 1, "dilation": 2}
+    conv = nn.ConvTranspose2d(4, 6, 3, groups=groups, **settings).to(memory_format=memory_format)
+    x = normal(3, 4, 5, 6, seed=1).to(memory_format=memory_format)
+    spec: BlockSpec = {"rows": 2, "out": 1} if groups == 2 else {"out": 1}
+    with Seen(conv, {"weight": spec}) as seen:
+        conv(x)
+        conv(x[0] + 1)
+    rows = torch.cat([x.movedim(1, -1).flatten(0, -2), (x[0] + 1).movedim(0, -1).flatten(0, -2)])
+    assert_same(seen.moments(), [truth(each) for each in rows.chunk(groups, 1)])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.ConvTranspose1d, (7,)), (nn.ConvTranspose3d, (3, 4, 2))], ids=[1, 3]
+)
+def test_transposed_convolutions_of_other_dimensions(
+    layer: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    model, x = layer(4, 3, 2), normal(2, 4, *shape, seed=1)  # type: ignore[call-arg]
+    with Seen(model, {"weight": {"out": 1}}) as seen:
+        model(x)
+    assert_same(seen.moments(), [truth(x.movedim(1, -1).flatten(0, -2))])
+
+
+def test_a_network_that_transposes() -> None:
+    """The router's blocks are what is seen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(2, 6, 3), nn.Tanh(), nn.ConvTranspose1d(6, 4, 3, groups=2), nn.Tanh(),
+        nn.Conv1d(4, 3, 2),
+    )  # fmt: skip
+    optimizer = Schattor(model, lr=1e-2, p=ALWAYS)
+    model(normal(5, 2, 9)).square().sum().backward()
+    optimizer.step()
+    assert {*optimizer.p_history()} == {"0.weight", "2.weight[0]", "2.weight[1]"}
+    assert all(bool(curve.isfinite().all()) for curve in curves_of(optimizer))
+
+
 def test_patches_that_are_looked_at() -> None:
     conv = nn.Conv2d(4, 6, 3, groups=2)
     x = normal(2, 4, 9, 9, seed=1)
@@ -96,7 +137,6 @@ def test_convolutions_without_samples() -> None:
     x = normal(2, 4, 5, 5).requires_grad_()
     for conv, spec in (
         (nn.Conv2d(4, 4, 3, groups=4), None),
-        (nn.ConvTranspose2d(4, 6, 3, groups=2), {"rows": 2, "out": 1}),
         (nn.ConvTranspose2d(4, 6, 3, groups=2), {"rows": 2}),
         (Own(normal(6, 4, 1, 1), lambda w, x: F.conv2d(x, w.expand(-1, -1, 3, 3))), None),
     ):
