@@ -33,8 +33,14 @@ _TORCHS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 
 
 def plain_groups(groups: list[Group]) -> list[Group]:
-    """Packed groups with plain values only, which ``torch.load(weights_only=True)`` reads."""
-    return [{key: plain(value) for key, value in group.items()} for group in groups]
+    """Packed groups with plain values only, which ``torch.load(weights_only=True)`` reads.
+
+    A dtype is its name: what gathers state dicts from ranks refuses all but numbers and strings.
+    """
+    return [
+        {key: str(v) if isinstance(v, torch.dtype) else plain(v) for key, v in group.items()}
+        for group in groups
+    ]
 
 
 def complete(loaded: Group, present: Group) -> Group:
@@ -44,6 +50,10 @@ def complete(loaded: Group, present: Group) -> Group:
     """
     kept = {key: value for key, value in present.items() if key not in _NOT_COMPLETED}
     full = {**kept, "routes": "", **loaded}
+    for key in ("chain_dtype", "momentum_dtype"):
+        name = str(full[key]).removeprefix("torch.")
+        if isinstance(full[key], str) and isinstance(getattr(torch, name, None), torch.dtype):
+            full[key] = getattr(torch, name)
     if ("p" in loaded) != ("power" in loaded):
         full["power" if "p" in loaded else "p"] = None
     return full

@@ -74,14 +74,17 @@ class Round:
                 self.stepper.watched[whole] = param
 
     def take(self, groups: Sequence[Group], state: State, chooser: Chooser | None) -> None:
-        """Bring what the state has of these weights to their owners."""
+        """Bring what the state has of these weights to their owners.
+
+        The keys stay, without values: what loads flat state dicts asks the state for them.
+        """
         for index, weight in enumerate(self._weights):
             begun = _begun(weight, groups[weight.group_index], chooser)
             entry, found = state[weight.param], {}
             for key, value in begun.items():
-                if key in entry and entry[key].shape == value.shape:
+                if entry.get(key) is not None and entry[key].shape == value.shape:
                     found[key] = entry[key]
-                entry.pop(key, None)
+                entry[key] = None
             kept = {**begun, **found}
             self._kept.append({k: Kept(tuple(v.shape), v.dtype) for k, v in kept.items()})
             own = self._entry(index)

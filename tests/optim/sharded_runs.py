@@ -189,7 +189,10 @@ def shares() -> dict[str, Any]:
     packed = optimizer.state_dict()
     return {
         "rounds": (len(optimizer._sharded.rounds), len(small._sharded.rounds)),
-        "kept": {len(optimizer.state[param]) for param in optimizer.param_groups[0]["params"]},
+        "kept": [
+            {key for key, value in optimizer.state[param].items() if value is not None}
+            for param in optimizer.param_groups[0]["params"]
+        ],
         "moments": {
             name: packed["state"][key]["momentum_buffer"].to_local().shape
             for group in packed["param_groups"]
@@ -216,20 +219,26 @@ RESUMED: list[dict[str, Any]] = [
 def resumed(dtype: torch.dtype = torch.float64, **settings: Any) -> dict[str, Any]:
     """By torch's distributed checkpoints, by hand, and as copies are made."""
     from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
         get_optimizer_state_dict,
         set_optimizer_state_dict,
     )
 
+    ways = {
+        "by torch": None,
+        "gathered": StateDictOptions(full_state_dict=True),
+        "flat": StateDictOptions(flatten_optimizer_state_dict=True),
+    }
     found = {}
-    for kind in ("whole", "by torch", "by hand", "copied"):
+    for kind in ("whole", *ways, "by hand", "copied"):
         model = model_of(dtype)
         shard(model)
         optimizer = optimizer_of(model, **settings)
         go_on(model, optimizer, range(2))
         fresh = optimizer_of(model, **settings)
-        if kind == "by torch":
-            saved = get_optimizer_state_dict(model, optimizer)
-            set_optimizer_state_dict(model, fresh, saved)
+        if kind in ways:
+            saved = get_optimizer_state_dict(model, optimizer, options=ways[kind])
+            set_optimizer_state_dict(model, fresh, saved, options=ways[kind])
         elif kind == "by hand":
             fresh.load_state_dict(optimizer.state_dict())
         elif kind == "copied":
@@ -286,19 +295,23 @@ def spread_out() -> list[dict[str, Tensor]]:
 
 
 def changed(sharded: bool) -> dict[str, Tensor]:
-    """A weight that is frozen for a while, one without a gradient, and another preconditioner."""
+    """Gradients that come late and go, a weight that is frozen, and another preconditioner."""
     model = model_of()
     called = shard(model) if sharded else model
-    optimizer = optimizer_of(model, "soap", precondition_frequency=2)
-    go_on(called, optimizer, range(2))
+    optimizer = optimizer_of(
+        model, preconditioner="soap", precondition_frequency=2, workspace_mb=1e-4
+    )
+    go_on(called, optimizer, range(1), without=("3.0.weight",))
+    optimizer.load_state_dict(optimizer.state_dict())
+    go_on(called, optimizer, range(1, 3))
     frozen = model.get_parameter("0.0.weight")
     frozen.requires_grad_(False)
-    go_on(called, optimizer, range(2, 4), without=("0.0.weight", "1.0.weight"))
+    go_on(called, optimizer, range(3, 5), without=("0.0.weight", "1.0.weight"))
     frozen.requires_grad_(True)
-    go_on(called, optimizer, range(4, 6))
+    go_on(called, optimizer, range(5, 7))
     for group in optimizer.param_groups[:2]:
         group["preconditioner"] = "adam"
-    go_on(called, optimizer, range(6, 8))
+    go_on(called, optimizer, range(7, 9))
     return weights(model)
 
 
@@ -354,7 +367,9 @@ def mixed(sharded: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
             after = {id(before[name]): param for name, param in model.named_parameters()}
             for group in optimizer.param_groups:
                 group["params"] = [after[id(param)] for param in group["params"]]
-        go_on(called, optimizer, range(5), share=True)
+        go_on(called, optimizer, range(3), share=True)
+        optimizer.watch(model)  # again
+        go_on(called, optimizer, range(3, 5), share=True)
         found |= {f"{kind} {name}": weight for name, weight in weights(model).items()}
         history |= {f"{kind} {name}": each for name, each in optimizer.p_history().items()}
     return found, history
