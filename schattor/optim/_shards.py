@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from schattor.adaptive.samples import whole_of
 from schattor.optim._exchange import Ranks, Spread
 from schattor.optim._settings import Group
 
@@ -130,12 +131,14 @@ def as_shards(param: Any, shard: Tensor, shape: Sequence[int], placements: Seque
 
 
 def laid_as(param: Tensor, value: Tensor) -> Tensor:
-    """A tensor out of a checkpoint beside a parameter: in shards, if that is, but for one number.
+    """A tensor out of a checkpoint beside a parameter: in shards or whole, as that is.
 
     Every rank has the whole tensor, or its shard.
     """
-    if not is_sharded(param) or is_sharded(value):
+    if is_sharded(param) == is_sharded(value):
         return value
+    if is_sharded(value):
+        return whole_of(value)
     from torch.distributed.tensor import distribute_tensor
 
     placements = placements_of(param, spread_of(param, value.shape, 0))

@@ -278,19 +278,22 @@ def states_of(model: nn.Module, optimizer: Schattor) -> dict[str, Any]:
     return dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
 
 
-def spread_out() -> list[dict[str, Tensor]]:
-    """Begun with whole weights, and gone on with in shards."""
+def handed_over(to_shards: bool) -> list[dict[str, Tensor]]:
+    """Begun with whole weights and gone on with in shards, or the other way round."""
     found = []
     for settings in CHECKPOINTS.values():
-        model = model_of()
-        optimizer = optimizer_of(model, **settings)
-        go_on(model, optimizer, range(2))
-        state = optimizer.state_dict()
-        shard(model)
-        optimizer = optimizer_of(model, **settings)
-        optimizer.load_state_dict(state)
-        go_on(model, optimizer, range(2, 5))
-        found.append(weights(model))
+        first, second = model_of(), model_of()
+        if not to_shards:
+            shard(first)
+        optimizer = optimizer_of(first, **settings)
+        go_on(first, optimizer, range(2))
+        second.load_state_dict(weights(first))
+        if to_shards:
+            shard(second)
+        other = optimizer_of(second, **settings)
+        other.load_state_dict(optimizer.state_dict())
+        go_on(second, other, range(2, 5))
+        found.append(weights(second))
     return found
 
 
@@ -452,7 +455,7 @@ def rank(index: int, folder: str) -> None:
         "together": {each: together(sharded=True, coupling=each) for each in ("l2", "greedy")},
         "refusal": refusal(),
         "swapped": swapped(),
-        "spread out": spread_out(),
+        "handed over": [handed_over(to_shards) for to_shards in (True, False)],
         "shares": shares(),
         "resumed": [resumed(**settings) for settings in RESUMED],
         "placed": placed(),
