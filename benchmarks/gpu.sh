@@ -67,10 +67,11 @@ python_build() {
   SCHATTOR_CUDA=1 TORCH_CUDA_ARCH_LIST= MAX_JOBS=$jobs python3 setup.py -q build_ext --inplace
 }
 
-# Side by side where pytest-xdist is there: the tests are many, and each is small for a GPU.
+# Side by side where pytest-xdist is there: the tests are many, and each is small for a GPU. A module
+# stays together, since some begin with a minute of work for all their tests.
 python_tests() {
   local workers=()
-  python3 -c "import xdist" 2> /dev/null && workers=(-n 8)
+  python3 -c "import xdist" 2> /dev/null && workers=(-n 8 --dist loadscope)
   OMP_NUM_THREADS=2 python3 -m pytest -q "${workers[@]}" --maxfail=20 -p no:cacheprovider tests \
     --device cuda
 }

@@ -41,6 +41,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"p": AutoP(warmup=1, interval=1, statistics="gradients"), "preconditioner": "adam"},
 ]
 
+SPOILED = ("0.0.weight", "2.0.weight")
+
 MEMBERS: dict[str, dict[str, Any]] = {
     "soap": {"precondition_frequency": 2, "weight_decay": 0.1},
     "shampoo": {"precondition_frequency": 2, "start_preconditioning_step": 2},
@@ -143,11 +145,12 @@ def trained(sharded: bool) -> list[dict[str, Tensor]]:
     return found
 
 
-def spoiled(sharded: bool) -> dict[str, Tensor]:
+def spoiled(sharded: bool, name: str) -> dict[str, Tensor]:
+    """One block of a weight, which may have others."""
     model = model_of()
     called = shard(model) if sharded else model
     optimizer = optimizer_of(model)
-    go_on(called, optimizer, range(3), spoil="0.0.weight")
+    go_on(called, optimizer, range(3), spoil=name)
     counts = torch.tensor(optimizer.stats()["nonfinite"])
     if sharded:
         torch.distributed.all_reduce(counts)
@@ -447,7 +450,7 @@ def rank(index: int, folder: str) -> None:
     saved(folder)
     found = {
         "trained": trained(sharded=True),
-        "spoiled": spoiled(sharded=True),
+        "spoiled": {name: spoiled(sharded=True, name=name) for name in SPOILED},
         "rounded": rounded(sharded=True),
         "changed": changed(sharded=True),
         "averaged": averaged(sharded=True),

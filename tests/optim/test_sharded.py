@@ -13,6 +13,7 @@ from sharded_runs import (
     MEMBERS,
     RESUMED,
     SETTINGS,
+    SPOILED,
     averaged,
     changed,
     go_on,
@@ -55,10 +56,11 @@ def test_ranks_step_as_one_process(
         torch.testing.assert_close(found["trained"][index], alone[index], rtol=1e-9, atol=1e-11)
 
 
-def test_a_weight_whose_gradient_is_not_finite_anywhere_stays(ranks: list[dict[str, Any]]) -> None:
-    alone = spoiled(sharded=False)
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_block_whose_gradient_is_not_finite_stays(ranks: list[dict[str, Any]], name: str) -> None:
+    alone = spoiled(sharded=False, name=name)
     for found in ranks:
-        torch.testing.assert_close(found["spoiled"], alone, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(found["spoiled"][name], alone, rtol=1e-9, atol=1e-11)
     assert alone["nonfinite"] == 1
 
 
