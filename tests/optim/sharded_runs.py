@@ -316,8 +316,10 @@ def changed(sharded: bool) -> dict[str, Tensor]:
     frozen.requires_grad_(True)
     go_on(called, optimizer, range(5, 7))
     for group in optimizer.param_groups[:2]:
-        group["preconditioner"] = "adam"
-    go_on(called, optimizer, range(7, 9))
+        group["preconditioner"] = "shampoo"
+    go_on(called, optimizer, range(7, 10))
+    optimizer.load_state_dict(optimizer.state_dict())
+    go_on(called, optimizer, range(10, 11))
     return weights(model)
 
 
