@@ -108,7 +108,7 @@ class Round:
                 found = Exchange(self.ranks, spreads).to_shards(wholes, like)
                 for key, spread, local in zip(keys, spreads, found, strict=True):
                     placements = placements_of(weight.param, spread)
-                    entry[key] = as_shards(weight.param, local.clone(), spread.shape, placements)
+                    entry[key] = as_shards(weight.param, local, spread.shape, placements)
             yield weight.param, entry
 
     def _entry(self, index: int) -> dict[str, Any]:
