@@ -301,8 +301,9 @@ def handed_over(to_shards: bool) -> list[dict[str, Tensor]]:
 
 
 def changed(sharded: bool) -> dict[str, Tensor]:
-    """Gradients that come late and go, a weight that is frozen, and another preconditioner."""
+    """Gradients that come late and go, weights that are frozen, and another preconditioner."""
     model = model_of()
+    model.get_parameter("4.0.weight").requires_grad_(False)
     called = shard(model) if sharded else model
     optimizer = optimizer_of(
         model, preconditioner="soap", precondition_frequency=2, workspace_mb=1e-4
