@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from sharded_runs import go_on, model_of, optimizer_of, shard, weights
 from torch import nn
 
-from schattor import Schattor
+from schattor import AutoP, Schattor
 from schattor.optim._shards import ranks_of, refuse_sharded, spread_of
 
 
@@ -78,3 +79,24 @@ def test_ranks_hold_what_chunk_gives_them() -> None:
     spread = spread_of(weight, weight.shape, 0)
     assert spread.sizes(2) == [len(part) for part in torch.zeros(5, 4).chunk(2)]
     assert spread.dim == 0 and ranks_of(weight)[1:] == (0, 2)
+
+
+@pytest.mark.usefixtures("on_processor", "mesh")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preconditioner": "soap", "precondition_frequency": 2},
+        {"p": AutoP(warmup=1, interval=1)},
+        {"coupling": "l2"},
+    ],
+    ids=str,
+)
+def test_one_rank_that_has_all(settings: dict[str, Any]) -> None:
+    models = model_of(), shard(model_of())
+    for model in models:
+        optimizer, fresh = (optimizer_of(model, **settings) for _ in range(2))
+        go_on(model, optimizer, range(2))
+        fresh.load_state_dict(optimizer.state_dict())
+        go_on(model, fresh, range(2, 4))
+    alone, sharded = map(weights, models)
+    torch.testing.assert_close(sharded, alone, rtol=0, atol=0)
