@@ -33,6 +33,7 @@ class Weight(NamedTuple):
     name: str
     param: Any  # a DTensor
     spread: Spread
+    placements: tuple[Any, ...]  # the same, as torch says it
 
 
 class Kept(NamedTuple):
@@ -133,9 +134,9 @@ class Round:
             self._moving = moving
         if not moving:
             return {}
-        placed = self._placed()
-        grads = [shard_of(param.grad, param, placements) for param, placements in placed]
-        weights = [shard_of(param, param, placements) for param, placements in placed]
+        members = [self._weights[index] for index in moving]
+        grads = [shard_of(each.param.grad, each.param, each.placements) for each in members]
+        weights = [shard_of(each.param, each.param, each.placements) for each in members]
         for whole, weight in zip(self._owned(), self._exchange.to_owners(weights), strict=True):
             whole.copy_(weight)
         self._forget_gradients()
@@ -154,11 +155,11 @@ class Round:
             return
         self.stepper.finish(self._groups, moving)
         self._forget_gradients()
-        placed = self._placed()
-        new = self._exchange.to_shards(self._owned(), placed[0][0].to_local())
-        for (param, placements), shard in zip(placed, new, strict=True):
-            put_shard(param, shard, placements)
-            state[param]["step"] += 1
+        members = [self._weights[index] for index in self._moving]
+        new = self._exchange.to_shards(self._owned(), members[0].param.to_local())
+        for each, shard in zip(members, new, strict=True):
+            put_shard(each.param, shard, each.placements)
+            state[each.param]["step"] += 1
 
     def counts(self, groups: set[int]) -> list[int]:
         """How many blocks of some groups each rank has in this step."""
@@ -169,11 +170,6 @@ class Round:
                 spec = self._groups[weight.group_index].get("blocks")
                 counts[weight.spread.owner] += len(block_shapes(weight.param.shape, spec))
         return counts
-
-    def _placed(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        """The weights of this step, and how ranks have them when they travel."""
-        weights = (self._weights[index] for index in self._moving)
-        return [(each.param, placements_of(each.param, each.spread)) for each in weights]
 
     def _owned(self) -> list[Tensor]:
         """What this rank owns of the weights of this step."""

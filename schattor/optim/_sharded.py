@@ -21,7 +21,7 @@ from schattor.optim._buckets import Bucket
 from schattor.optim._directed import Beyond, Coupling, Waiting, coupled, norms_of
 from schattor.optim._rounds import Round, Weight
 from schattor.optim._settings import Group, State, outer_exponent, power_of
-from schattor.optim._shards import ranks_of, spread_of
+from schattor.optim._shards import placements_of, ranks_of, spread_of
 from schattor.optim._state import structure_of
 from schattor.optim._stepper import Stepper
 from schattor.portable import scalar_dtype
@@ -142,7 +142,8 @@ class ShardedSteps:
                     owner = loads.index(min(loads))
                     loads[owner] += param.numel()
                     spread = spread_of(param, param.shape, owner)
-                    weights.append(Weight(index, name, param, spread))
+                    placements = placements_of(param, spread)
+                    weights.append(Weight(index, name, param, spread, placements))
                 yield Round(self._who, ranks, weights, groups, self.nonfinite)
 
 
