@@ -128,7 +128,7 @@ def samples_of(x: Tensor, leading: int, like: Collection, tokens: int | None) ->
 
 
 def whole_of(x: Any) -> Tensor:
-    """What ranks of tensor parallelism hold of an input, together: all of them ask for it."""
+    """A tensor, or what ranks have of a DTensor together: all of them must ask for it."""
     found: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
     return found
 

@@ -112,7 +112,7 @@ def grafted(directed: Directed, grads: list[Tensor], group: Group) -> Directed:
     """With the other method's step measured; it is the direction itself before roots are known."""
     bucket, chunk, found = directed.bucket, directed.chunk, directed.found
     assert bucket.graft is not None
-    grafted = bucket.graft.measure(
+    other = bucket.graft.measure(
         chunk,
         grads,
         directed.entered,
@@ -127,7 +127,7 @@ def grafted(directed: Directed, grads: list[Tensor], group: Group) -> Directed:
         started = bucket.inside.started(chunk, group)
         if not all(started):
             own = torch.tensor(started, device=found.square.device)
-            direction = torch.where(own[:, None, None], found.direction, grafted.step)
-            square = torch.where(own, found.square, grafted.norms.square())
+            direction = torch.where(own[:, None, None], found.direction, other.step)
+            square = torch.where(own, found.square, other.norms.square())
             found = found._replace(direction=direction, square=square)
-    return replace(directed, found=found, grafted=grafted)
+    return replace(directed, found=found, grafted=other)

@@ -63,10 +63,9 @@ class Exchange:
         self.owned = [i for i, each in enumerate(spreads) if each.owner == ranks.own]
         """Which of them this rank owns."""
         self._order = sorted(range(len(spreads)), key=lambda index: spreads[index].owner)
-        sizes = [self._numel(index, ranks.own) for index in self._order]
-        self._own = sizes
+        self._own = [self._numel(index, ranks.own) for index in self._order]
         self._to_owners = [0] * ranks.size
-        for index, size in zip(self._order, sizes, strict=True):
+        for index, size in zip(self._order, self._own, strict=True):
             self._to_owners[spreads[index].owner] += size
         self._pieces = [
             [self._numel(index, rank) for index in self.owned] for rank in range(ranks.size)

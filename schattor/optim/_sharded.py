@@ -60,10 +60,19 @@ class ShardedSteps:
         chooser: Chooser | None,
     ) -> None:
         """Plan again if needed: ``sharded`` are the same on all ranks, which must all call it."""
+        if sharded is not self._seen:
+            self._follow(groups, state, sharded, chooser)
         self._chooser = chooser
-        if sharded is self._seen:
-            self._couple(groups)
-            return
+        self._couple(groups)
+
+    def _follow(
+        self,
+        groups: Sequence[Group],
+        state: State,
+        sharded: Sequence[tuple[int, str, Tensor]],
+        chooser: Chooser | None,
+    ) -> None:
+        """Take other weights, or settings, than those of the last plan."""
         grid = 0 if chooser is None else len(chooser.powers)
         wanted: list[Any] = [
             (index, id(param), grid, groups[index]["workspace_mb"], structure_of(groups[index]))
@@ -77,7 +86,6 @@ class ShardedSteps:
             for each in self.rounds:
                 each.take(groups, state, chooser)
         self._seen = sharded
-        self._couple(groups)
 
     def step(self, groups: list[Group], state: State, whole: Stepper, waiting: Waiting) -> None:
         """One step, and the rest of that of ``whole``, which has begun and has ``waiting``."""

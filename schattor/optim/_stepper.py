@@ -241,10 +241,11 @@ class Stepper:
             for place, inputs in zip(source.places, watched, strict=True):
                 assert place.bucket.chosen is not None
                 place.bucket.chosen.inputs.append(inputs)
-        kept = {"inside": keeps_squares(group), "graft": group["scale"] == "adam"}
-        for owner, squares in (("inside", "exp_avg_sq"), ("graft", "graft_sq")):
-            if kept[owner]:
-                _add_squares(source.places, block_views(entry[squares], spec, like=param), owner)
+        if keeps_squares(group):
+            squares = block_views(entry["exp_avg_sq"], spec, like=param)
+            _add_squares(source.places, squares, "inside")
+        if group["scale"] == "adam":
+            _add_squares(source.places, block_views(entry["graft_sq"], spec, like=param), "graft")
         if spec or param.ndim != 2:
             self._split.append(source)
         else:
