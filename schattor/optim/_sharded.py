@@ -73,9 +73,8 @@ class ShardedSteps:
         chooser: Chooser | None,
     ) -> None:
         """Take other weights, or settings, than those of the last plan."""
-        grid = 0 if chooser is None else len(chooser.powers)
         wanted: list[Any] = [
-            (index, id(param), grid, groups[index]["workspace_mb"], structure_of(groups[index]))
+            (index, id(param), groups[index]["workspace_mb"], structure_of(groups[index]))
             for index, _, param in sharded
         ]
         if wanted != self._planned:
