@@ -49,7 +49,7 @@ CPU_HEADERS := $(wildcard csrc/cpu/*.h csrc/cpu/*.inc tests/*.h tests/cpu/*.h)
 CPU_TESTS := $(patsubst tests/cpu/test_%.cpp,$(BUILD)/cpu/test_%,$(wildcard tests/cpu/test_*.cpp))
 SANITIZE := -std=c++17 -O1 -g -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra \
   -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc/cpu -Itests/cpu -DSCHATTOR_EMULATE_AMX \
-  -DSCHATTOR_EMULATE_FLOAT16
+  -DSCHATTOR_EMULATE_HALVES -Wno-psabi
 
 $(BUILD)/cpu/%.o: csrc/cpu/%.cpp $(CPU_HEADERS)
 	@mkdir -p $(@D)
@@ -61,7 +61,7 @@ $(BUILD)/cpu/test_%: tests/cpu/test_%.cpp $(CPU_SOURCES:csrc/cpu/%.cpp=$(BUILD)/
 .PRECIOUS: $(BUILD)/cpu/%.o
 
 # Every instruction set that this processor has, under the address and undefined-behaviour
-# sanitizers; AMX tiles and float16 vectors in software.
+# sanitizers; AMX tiles and vectors of half precision in software.
 test-cpp:
 	@echo "== C++ kernels under sanitizers"
 	@$(MAKE) --no-print-directory -j2 $(CPU_TESTS)

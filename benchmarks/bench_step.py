@@ -29,9 +29,10 @@ import schattor
 from schattor import planning
 from schattor.theory import cost
 
-# Without steps: the default depth of the chain's dtype.
+# Without steps: the default depth of the chain's dtype; without that: as planned for the device.
 OURS: dict[str, dict[str, Any]] = {
     "Schattor p=inf K=5": {"steps": 5},
+    "Schattor p=inf K=5 float32": {"steps": 5, "chain_dtype": torch.float32},
     "Schattor p=inf K=5 float16": {"steps": 5, "chain_dtype": torch.float16},
     "Schattor p=3 K=5": {"steps": 5, "p": 3.0},
     "Schattor p=inf": {},
@@ -98,14 +99,15 @@ def polar_error(name: str, shape: Shape, device: torch.device) -> float:
 
 
 def _rate_of(plan: planning.Plan, device: torch.device) -> float:
-    """Of products, in units of `measure_peak`: a vector holds twice as many float16."""
-    halves = plan.dtype == torch.float16 and not plan.gram  # on the Gram side they are float32
-    return 2.0 if halves and planning.device_facts(device).float16_vectors else 1.0
+    """Of products, in units of `measure_peak`: a vector holds twice as many in half precision."""
+    facts = planning.device_facts(device)
+    vectors = {torch.float16: facts.float16_vectors, torch.bfloat16: facts.bfloat16_vectors}
+    return 2.0 if vectors.get(plan.dtype) and not plan.gram else 1.0  # float32 on the Gram side
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The least that a step of this depth must do, where two flops in float16 count as one."""
+    """The least that a step of this depth must do; two flops in half precision count as one."""
 
     flops: float
     bytes: float

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-CpuLevel = Literal["baseline", "avx2", "avx512", "avx512_fp16", "amx"]
+CpuLevel = Literal["baseline", "avx2", "avx512", "avx512_bf16", "avx512_fp16", "amx"]
 ChainKernel = Literal["small", "thin", "tiles", "hopper"]
 
 def build_info() -> dict[str, str]: ...

@@ -15,8 +15,8 @@ class DeviceFacts(NamedTuple):
     """What planning knows of a device.
 
     kind: torch's device type; native: whether our kernels serve it; level: the instruction set in
-    force on a processor ("baseline", "avx2", "avx512", "avx512_fp16", "amx"), the compute
-    capability of a GPU of CUDA ("sm_90"), empty elsewhere.
+    force on a processor ("baseline", "avx2", "avx512", "avx512_bf16", "avx512_fp16", "amx"), the
+    compute capability of a GPU of CUDA ("sm_90"), empty elsewhere.
     """
 
     kind: str
@@ -27,6 +27,11 @@ class DeviceFacts(NamedTuple):
     def float16_vectors(self) -> bool:
         """Whether our kernels multiply in vectors of float16, twice as many as of float32."""
         return self.native and self.level in ("avx512_fp16", "amx")
+
+    @property
+    def bfloat16_vectors(self) -> bool:
+        """Whether our kernels multiply vectors of bfloat16, two terms for one of float32."""
+        return self.native and self.level == "avx512_bf16"
 
 
 def device_facts(device: torch.device) -> DeviceFacts:

@@ -50,8 +50,9 @@ _PUBLISHED_DEPTH = {"jordan": 5, "polar_express": 6, "newton_schulz": 10}
 # the more exact side of a wide matrix, for it rounds X less often (measured).
 _GRAM_ASPECT_SYMMETRIC = 1.5
 _GRAM_ASPECT = 2.0
-# Float16 vectors serve the direct form, at nearly twice the rate of float32: equal there (counted).
-_GRAM_ASPECT_FLOAT16_VECTORS = 2.5
+# Vectors of half precision serve the direct form, at nearly twice the rate of float32, in which the
+# Gram side stays: equal there (counted).
+_GRAM_ASPECT_HALF_VECTORS = 2.5
 # Thin matrices leave AMX tiles mostly empty and lose most in bfloat16 (prototype, 4096 x 16).
 _THIN_ROWS = 32
 _THIN_ASPECT = 16
@@ -358,12 +359,18 @@ def _chain_dtype(
         return torch.float16, "float16 on a GPU: as fast as bfloat16, and more exact"
     if facts.kind == "cuda":
         return torch.bfloat16, "bfloat16 on a GPU without our kernels"
-    if facts.level != "amx":
-        where = "on a processor without AMX" if facts.kind == "cpu" else f"on {facts.kind}"
-        return torch.float32, f"float32 {where}"
-    if rows <= _THIN_ROWS or cols >= _THIN_ASPECT * rows:
-        return torch.float32, "float32 since the matrix is thin for AMX tiles"
-    return torch.bfloat16, "bfloat16 since the processor has AMX"
+    if facts.level == "amx":
+        if rows <= _THIN_ROWS or cols >= _THIN_ASPECT * rows:
+            return torch.float32, "float32 since the matrix is thin for AMX tiles"
+        return torch.bfloat16, "bfloat16 since the processor has AMX"
+    if facts.bfloat16_vectors:
+        if rows <= _THIN_ROWS or cols >= _GRAM_ASPECT_HALF_VECTORS * rows:
+            return torch.float32, "float32 since the matrix is small or thin for bfloat16 vectors"
+        return torch.bfloat16, "bfloat16 since the processor has products of its vectors"
+    where = (
+        "on a processor without bfloat16 products" if facts.kind == "cpu" else f"on {facts.kind}"
+    )
+    return torch.float32, f"float32 {where}"
 
 
 def _float16_size(rows: int) -> float:
@@ -377,8 +384,9 @@ def _float16_size(rows: int) -> float:
 def _gram_side(rows: int, cols: int, dtype: torch.dtype, facts: DeviceFacts) -> tuple[bool, str]:
     saves = facts.native and dtype != torch.bfloat16
     least = _GRAM_ASPECT_SYMMETRIC if saves else _GRAM_ASPECT
-    if dtype == torch.float16 and facts.float16_vectors:
-        least = _GRAM_ASPECT_FLOAT16_VECTORS
+    in_float16 = dtype == torch.float16 and facts.float16_vectors
+    if in_float16 or (dtype == torch.bfloat16 and facts.bfloat16_vectors):
+        least = _GRAM_ASPECT_HALF_VECTORS
     aspect = cols / max(1, rows)
     relation = "at least" if aspect >= least else "below"
     return aspect >= least, f"aspect {aspect:.3g} is {relation} {least:g}"

@@ -63,7 +63,9 @@ def test_float32_chain_is_within_one_per_cent(p: float, shape: tuple[int, int]) 
 
 @pytest.mark.parametrize("shape", [(96, 96), (96, 144), (144, 96)])
 @pytest.mark.parametrize("p", DIALS)
-def test_bfloat16_chain_is_within_three_per_cent(p: float, shape: tuple[int, int]) -> None:
+def test_bfloat16_chain_is_within_three_per_cent(
+    p: float, shape: tuple[int, int], cpu_level: str
+) -> None:
     for matrix in (log_uniform(*shape, 4e-3), log_uniform(*shape, 5e-2), repeated(*shape)):
         found = schatten_direction(matrix.value.float(), p, chain_dtype=torch.bfloat16)
 
@@ -71,7 +73,9 @@ def test_bfloat16_chain_is_within_three_per_cent(p: float, shape: tuple[int, int
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bfloat16_chain_adds_little_to_the_rounding_of_its_input(shape: tuple[int, int]) -> None:
+def test_bfloat16_chain_adds_little_to_the_rounding_of_its_input(
+    shape: tuple[int, int], cpu_level: str
+) -> None:
     """Wide or small matrices may lose more than three per cent when they are stored at all."""
     matrix = log_uniform(*shape, 4e-3)
     x = matrix.value.float() / matrix.norm(2)
@@ -87,7 +91,7 @@ def test_bfloat16_chain_adds_little_to_the_rounding_of_its_input(shape: tuple[in
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("p", [2.5, 4.0, math.inf])
 def test_half_precision_chain_errs_as_plain_torch(
-    p: float, shape: tuple[int, int], dtype: torch.dtype
+    p: float, shape: tuple[int, int], dtype: torch.dtype, cpu_level: str
 ) -> None:
     for matrix in (log_uniform(*shape, 3.31e-4), harmonic(*shape), half_rank(*shape)):
         x = matrix.scaled(1 / matrix.norm(2)).value.float()

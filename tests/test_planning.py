@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -182,6 +183,23 @@ def test_float16_vectors_keep_to_the_direct_form_for_longer() -> None:
     assert planning.plan(0.0, 64, 64, F32, vectors).dtype == F32
 
 
+def test_bfloat16_products_are_taken_where_they_are_faster() -> None:
+    vectors = DeviceFacts("cpu", True, "avx512_bf16")
+
+    def found(rows: int, cols: int, **settings: Any) -> planning.Plan:
+        return planning.plan(0.0, rows, cols, F32, vectors, **settings)
+
+    for rows, cols in ((33, 33), (64, 159), (768, 768)):
+        assert found(rows, cols).dtype == BF16 and not found(rows, cols).gram
+        assert found(rows, cols, chain_dtype=F32) == chain(rows, cols, AVX, chain_dtype=F32)
+    for rows, cols in ((32, 32), (64, 160), (16, 4096)):  # the Gram side stays in float32
+        assert found(rows, cols).dtype == F32
+        assert found(64, 160, chain_dtype=BF16).gram
+    assert found(64, 160, chain_dtype=BF16, steps=7).restarts == ()
+    assert planning.plan(0.0, 64, 64, F64, vectors).dtype == F64
+    assert "products of its vectors" in found(64, 64).reason
+
+
 @pytest.mark.parametrize(
     ("rows", "size"), [(1, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (63, 2.0), (65, 4.0)]
 )
@@ -250,7 +268,13 @@ def test_refuses(settings: dict[str, object], error: type[Exception], message: s
 def test_tells_which_route_and_why() -> None:
     text = str(plan(0.5, 256, 1024, F32, AVX))
 
-    for words in ("chain (float32", "8 steps", "Gram side, restart after 3", "AMX", "aspect 4"):
+    for words in (
+        "chain (float32",
+        "8 steps",
+        "Gram side, restart after 3",
+        "without bfloat16 products",
+        "aspect 4",
+    ):
         assert words in text
     assert "direct" in str(plan(0.5, 256, 256, BF16, AMX))
     assert "squarings" in str(plan(8.0, 256, 256, F32, AVX))

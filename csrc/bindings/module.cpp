@@ -16,8 +16,8 @@ namespace {
 
 using schattor::cpu::Level;
 
-constexpr std::array<const char*, 5> kLevelNames = {"baseline", "avx2", "avx512", "avx512_fp16",
-                                                    "amx"};
+constexpr std::array<const char*, 6> kLevelNames = {"baseline",    "avx2",        "avx512",
+                                                    "avx512_bf16", "avx512_fp16", "amx"};
 // In the order of schattor::cpu::Dtype and schattor::cuda::Dtype.
 constexpr std::array<const char*, 4> kDtypeNames = {"float64", "float32", "bfloat16", "float16"};
 
@@ -32,7 +32,7 @@ void force_cpu_level(const std::string& name) {
         name_of(schattor::cpu::detected_level()) + ", got " + name);
   }
   throw std::invalid_argument(
-      "force_cpu_level: level must be baseline, avx2, avx512, avx512_fp16 or amx, got " + name);
+      "force_cpu_level: level must be baseline, avx2, avx512, avx512_bf16, avx512_fp16 or amx, got " + name);
 }
 
 std::vector<std::string> cpu_levels() {

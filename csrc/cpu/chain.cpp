@@ -17,10 +17,11 @@ class DirectChain {
       : args_(args),
         team_(team),
         layout_(strip_layout<T>(args.rows)),
-        transposer_(layout_, args.cols, args.dtype, team, arena),
+        input_(layout_, args.cols, args.dtype, team, arena),
+        output_(layout_, args.cols, args.dtype, team, arena),
         y_(arena.take<T>(layout_.size(args.cols))),
         next_(arena.take<T>(layout_.size(args.cols))),
-        sum_(arena.take<T>(layout_.size(args.cols))),
+        sum_(arena.take<Sum<T>>(layout_.size(args.cols))),
         gram_(arena.take<T>(layout_.size(args.rows))),
         polynomial_(arena.take<T>(layout_.size(args.rows))),
         partial_sums_(arena.take<double>(layout_.strips)) {}
@@ -28,13 +29,14 @@ class DirectChain {
   static bool divides(const ChainArgs& args) { return worth_dividing(args.rows, args.cols); }
 
   void prepare() {
-    for (T* matrix : {y_, next_, sum_}) clear_padding(layout_, args_.cols, matrix);
+    for (T* matrix : {y_, next_}) clear_padding(layout_, args_.cols, matrix);
+    clear_padding(layout_, args_.cols, sum_);
     for (T* matrix : {gram_, polynomial_}) clear_padding(layout_, args_.rows, matrix);
   }
 
   void solve(int64_t index) {
     const char* input = input_of(args_, index);
-    transposer_.load(input, y_);
+    input_.load(input, y_);
     const double size = hold<T>(layout_, args_.cols, y_, team_, partial_sums_);
     multiply(gram_product(1), team_);
     const double square = frobenius(layout_, args_.rows, gram_, team_, partial_sums_);
@@ -42,12 +44,13 @@ class DirectChain {
     const Mixture mixture(args_, index, norm / size);
     if (!is_regular<T>(args_, index, norm)) return;
     if (mixture.depth() < 0) return put_constant<T>(args_, index, 0);
+    char* const direction = direction_of(args_, index);
     if (mixture.depth() == 0) {
-      scale(layout_, args_.cols, mixture[0] / norm, y_, sum_, team_);
-    } else {
-      run(mixture, 1 / norm, bring_to(Held<T>::kA, square, layout_, args_.rows, gram_, team_));
+      scale(layout_, args_.cols, mixture[0] / norm, y_, next_, team_);
+      return put_overlap(args_, index, input_.store(next_, input, direction));
     }
-    put_overlap(args_, index, transposer_.store(sum_, input, direction_of(args_, index)));
+    run(mixture, 1 / norm, bring_to(Held<T>::kA, square, layout_, args_.rows, gram_, team_));
+    put_overlap(args_, index, output_.store(sum_, input, direction));
   }
 
  private:
@@ -94,8 +97,10 @@ class DirectChain {
   const ChainArgs& args_;
   const Team team_;
   const StripLayout layout_;
-  const Transposer<T> transposer_;
-  T *y_, *next_, *sum_;    // (cols, rows)
+  const Transposer<T> input_;
+  const Transposer<Sum<T>> output_;
+  T *y_, *next_;           // (cols, rows)
+  Sum<T>* sum_;            // (cols, rows)
   T *gram_, *polynomial_;  // (rows, rows)
   double* partial_sums_;
 };
@@ -110,6 +115,9 @@ auto with_batch(const ChainArgs& args, const Parallel& parallel, Use use) {
   if (args.dtype == Dtype::kFloat64) return use(ChainBatch<DirectChain<double>>(args, parallel));
   if (args.dtype == Dtype::kFloat16 && has_float16()) {
     return use(ChainBatch<DirectChain<Float16>>(args, parallel));
+  }
+  if (args.dtype == Dtype::kBFloat16 && has_bfloat16()) {
+    return use(ChainBatch<DirectChain<BFloat16>>(args, parallel));
   }
   return use(ChainBatch<DirectChain<float>>(args, parallel));
 }

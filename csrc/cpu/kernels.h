@@ -212,8 +212,9 @@ void partial_svd(const PartialSvdArgs& args, const Parallel& parallel);
 
 // Instruction sets, in rising order. The level in force is the highest that the processor has,
 // unless forced; forcing one that it lacks returns false and changes nothing. A processor has those
-// below the highest, but may lack float16 vectors beside AMX.
-enum class Level { kBaseline, kAvx2, kAvx512, kAvx512Fp16, kAmx };
+// below the highest, but may lack float16 vectors beside AMX, and bfloat16 products beside float16
+// vectors.
+enum class Level { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAvx512Fp16, kAmx };
 bool has_level(Level level);
 Level detected_level();
 Level level();

@@ -24,7 +24,12 @@
 #define SCHATTOR_X86_LEVELS 0
 #endif
 
-// The first g++ that knows _Float16 and its vectors.
+// The first g++ that knows products of bfloat16 vectors, and the first that knows _Float16 and its.
+#if SCHATTOR_X86_LEVELS && __GNUC__ >= 10
+#define SCHATTOR_BFLOAT16_LEVEL 1
+#else
+#define SCHATTOR_BFLOAT16_LEVEL 0
+#endif
 #if SCHATTOR_X86_LEVELS && __GNUC__ >= 12
 #define SCHATTOR_FLOAT16_LEVEL 1
 #else

@@ -40,6 +40,14 @@ bool has_float16_vectors() {
 #endif
 }
 
+bool has_bfloat16_vectors() {
+#if SCHATTOR_BFLOAT16_LEVEL
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 Level detect() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -49,10 +57,12 @@ Level detect() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!avx512) return Level::kAvx2;
   if (has_amx()) return Level::kAmx;
-  return has_float16_vectors() ? Level::kAvx512Fp16 : Level::kAvx512;
+  if (has_float16_vectors()) return Level::kAvx512Fp16;
+  return has_bfloat16_vectors() ? Level::kAvx512Bf16 : Level::kAvx512;
 }
 #else
 bool has_float16_vectors() { return false; }
+bool has_bfloat16_vectors() { return false; }
 Level detect() { return Level::kBaseline; }
 #endif
 
@@ -61,14 +71,15 @@ std::atomic<Level>& level_in_force() {
   return level;
 }
 
-#ifdef SCHATTOR_EMULATE_FLOAT16
-std::atomic<bool> float16_is_emulated{false};
+#ifdef SCHATTOR_EMULATE_HALVES
+std::atomic<bool> halves_are_emulated{false};
 #endif
 
 }  // namespace
 
 bool has_level(Level level) {
   if (level > detected_level()) return false;
+  if (level == Level::kAvx512Bf16) return has_bfloat16_vectors();
   return level != Level::kAvx512Fp16 || has_float16_vectors();
 }
 
@@ -85,17 +96,20 @@ bool force_level(Level level) {
   return true;
 }
 
-#ifdef SCHATTOR_EMULATE_FLOAT16
-void emulate_float16(bool on) { float16_is_emulated = on; }
+#ifdef SCHATTOR_EMULATE_HALVES
+void emulate_halves(bool on) { halves_are_emulated = on; }
 #endif
 
 const LevelKernels& kernels() {
-#ifdef SCHATTOR_EMULATE_FLOAT16
-  if (float16_is_emulated) return emulated_float16_kernels();
+#ifdef SCHATTOR_EMULATE_HALVES
+  if (halves_are_emulated) return emulated_half_kernels();
 #endif
 #if SCHATTOR_FLOAT16_LEVEL
   static const bool has_float16 = has_level(Level::kAvx512Fp16);
   if (has_float16 && level() >= Level::kAvx512Fp16) return avx512_fp16_kernels();
+#endif
+#if SCHATTOR_BFLOAT16_LEVEL
+  if (level() == Level::kAvx512Bf16) return avx512_bf16_kernels();
 #endif
 #if SCHATTOR_X86_LEVELS
   if (level() >= Level::kAvx512) return avx512_kernels();

@@ -19,17 +19,20 @@ const LevelKernels& kernels();
 
 // Whether the table in force has float16 vectors.
 inline bool has_float16() { return kernels().products.in_float16.multiply != nullptr; }
+// Whether it has products of bfloat16 vectors.
+inline bool has_bfloat16() { return kernels().products.in_bfloat16.multiply != nullptr; }
 
 const LevelKernels& baseline_kernels();
 const LevelKernels& avx2_kernels();
 const LevelKernels& avx512_kernels();
+const LevelKernels& avx512_bf16_kernels();
 const LevelKernels& avx512_fp16_kernels();
 
-#ifdef SCHATTOR_EMULATE_FLOAT16
-// For tests, on any processor: while this is set, the table in force is the baseline's with float16
-// vectors that the compiler makes up.
-void emulate_float16(bool on);
-const LevelKernels& emulated_float16_kernels();
+#ifdef SCHATTOR_EMULATE_HALVES
+// For tests, on any processor: while this is set, the table in force is the baseline's with vectors
+// of both kinds of half precision that the compiler makes up.
+void emulate_halves(bool on);
+const LevelKernels& emulated_half_kernels();
 #endif
 
 }  // namespace schattor::cpu

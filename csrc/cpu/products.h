@@ -41,7 +41,7 @@ struct Product {
   Scalar<T> scale = 1;
   const T* addend = nullptr;  // like result, or none
   Scalar<T> addend_scale = 0;
-  T* sum = nullptr;  // like result, or none
+  Sum<T>* sum = nullptr;  // like result, or none
   Scalar<T> result_weight = 0, addend_weight = 0;
   bool sum_begins = false;  // sum = instead of sum +=
   bool exact = false;       // in Float16: sums of products are float's, at half the rate
@@ -57,7 +57,7 @@ struct Share {
 };
 
 // In Float16 sums of products are rounded to it on the way, unless they are to be exact; all else
-// is computed in float.
+// in half precision is computed in float.
 template <typename T>
 struct Products {
   int64_t lanes;
@@ -93,12 +93,15 @@ struct ProductKernels {
   Products<double> in_double;
   ThinProducts<float> thin_in_float;
   ThinProducts<double> thin_in_double;
-  Products<Float16> in_float16{};  // empty without float16 vectors
+  Products<Float16> in_float16{};    // empty without float16 vectors
+  Products<BFloat16> in_bfloat16{};  // empty without products of bfloat16 vectors
 
   template <typename T>
   const Products<T>& in() const {
     if constexpr (std::is_same_v<T, Float16>) {
       return in_float16;
+    } else if constexpr (std::is_same_v<T, BFloat16>) {
+      return in_bfloat16;
     } else if constexpr (std::is_same_v<T, float>) {
       return in_float;
     } else {

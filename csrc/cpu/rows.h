@@ -16,9 +16,16 @@ struct Float16 {
   uint16_t bits;
 };
 
-// What a compute type is scaled by. Float16 is one only of whole vectors.
+// Half precision is a compute type only of chains, in whole vectors.
 template <typename T>
-using Scalar = std::conditional_t<std::is_same_v<T, Float16>, float, T>;
+constexpr bool kIsHalf = std::is_same_v<T, BFloat16> || std::is_same_v<T, Float16>;
+
+// What a compute type is scaled by.
+template <typename T>
+using Scalar = std::conditional_t<kIsHalf<T>, float, T>;
+// What a chain's iterates are added up in. Eight bits are too few for a sum of eight.
+template <typename T>
+using Sum = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 
 // a x + b y. Both forms of momentum, with and without Nesterov, are one of these.
 template <typename T>
@@ -49,7 +56,7 @@ struct Scaling {
 
 // Loops in the compute type T. Arrays of one call do not overlap, except that `to` may be another
 // argument, but of load, store and transpose.
-template <typename T>
+template <typename T, bool kHalf = kIsHalf<T>>
 struct RowLoops {
   // to[i] = from[i * stride].
   void (*load)(Dtype dtype, const void* from, int64_t stride, int64_t count, T* to);
@@ -79,23 +86,26 @@ struct RowLoops {
 
 // What matrices in strips need, in float between loading and storing. Counts of scale are multiples
 // of a vector's lanes.
-template <>
-struct RowLoops<Float16> {
-  void (*transpose)(const Float16* from, int64_t from_stride, int64_t rows, int64_t cols,
-                    Float16* to, int64_t to_stride);
-  void (*scale)(Scaling<float> scaling, const Float16* x, int64_t count, Float16* to);
-  double (*squares)(double shift, const Float16* x, int64_t count);
+template <typename T>
+struct RowLoops<T, true> {
+  void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t cols, T* to,
+                    int64_t to_stride);
+  void (*scale)(Scaling<float> scaling, const T* x, int64_t count, T* to);
+  double (*squares)(double shift, const T* x, int64_t count);
 };
 
 struct RowKernels {
   RowLoops<float> in_float;
   RowLoops<double> in_double;
-  RowLoops<Float16> in_float16{};  // empty without float16 vectors
+  RowLoops<Float16> in_float16{};    // empty without float16 vectors
+  RowLoops<BFloat16> in_bfloat16{};  // empty without products of bfloat16 vectors
 
   template <typename T>
   const RowLoops<T>& in() const {
     if constexpr (std::is_same_v<T, Float16>) {
       return in_float16;
+    } else if constexpr (std::is_same_v<T, BFloat16>) {
+      return in_bfloat16;
     } else if constexpr (std::is_same_v<T, float>) {
       return in_float;
     } else {

@@ -185,24 +185,25 @@ void add_identity(const StripLayout& layout, double scale, T* matrix) {
 namespace {
 
 // Calls change(value) with every element of a diagonal as a float, which is stored again.
-template <typename Change>
-void each_diagonal(const StripLayout& layout, Float16* matrix, Change change) {
+template <typename T, typename Change>
+void each_diagonal(const StripLayout& layout, T* matrix, Change change) {
   constexpr int64_t kPiece = 64;
   const RowLoops<float>& rows = kernels().rows.in<float>();
   const int64_t width = layout.width;
   float values[kPiece];
   for (int64_t i = 0, count; i < layout.columns; i += count) {
     count = std::min({kPiece, width - i % width, layout.columns - i});
-    Float16* at = matrix + i / width * layout.stride(layout.columns) + i * width + i % width;
-    rows.load(Dtype::kFloat16, at, width + 1, count, values);
+    T* at = matrix + i / width * layout.stride(layout.columns) + i * width + i % width;
+    rows.load(kStoredAs<T>, at, width + 1, count, values);
     for (int64_t k = 0; k < count; ++k) change(values[k]);
-    rows.store(values, count, Dtype::kFloat16, width + 1, at);
+    rows.store(values, count, kStoredAs<T>, width + 1, at);
   }
 }
 
 }  // namespace
 
-double center(const StripLayout& layout, Float16* matrix) {
+template <typename T>
+double center(const StripLayout& layout, T* matrix) {
   double mean = 0;
   each_diagonal(layout, matrix, [&](float& value) { mean += value / layout.columns; });
   each_diagonal(layout, matrix, [&](float& value) { value -= static_cast<float>(mean); });
@@ -233,7 +234,11 @@ void mirror(const StripLayout& layout, T* matrix, Team team) {
 SCHATTOR_INSTANTIATE(float)
 SCHATTOR_INSTANTIATE(double)
 SCHATTOR_INSTANTIATE(Float16)
+SCHATTOR_INSTANTIATE(BFloat16)
 #undef SCHATTOR_INSTANTIATE
+
+template double center<Float16>(const StripLayout&, Float16*);
+template double center<BFloat16>(const StripLayout&, BFloat16*);
 
 // What the Gram side alone needs.
 #define SCHATTOR_INSTANTIATE(T)                                                               \

@@ -1,5 +1,6 @@
 // Matrices in strips (products.h): getting the wide batch in and directions out, and the element
-// loops over them. T is the compute type: float, double, or Float16 where there are vectors of it.
+// loops over them. T is the compute type: float, double, or half precision where there are vectors
+// of it.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +14,14 @@ namespace schattor::cpu {
 template <typename T>
 StripLayout strip_layout(int64_t columns);
 
-// The dtype that lies in memory as the compute type does. Float16 computes on no other.
+// The dtype that lies in memory as the compute type does. Half precision computes on no other.
 template <typename T>
-constexpr Dtype kStoredAs = std::is_same_v<T, Float16> ? Dtype::kFloat16
-                            : std::is_same_v<T, float> ? Dtype::kFloat32
-                                                       : Dtype::kFloat64;
+constexpr Dtype kStoredAs = std::is_same_v<T, Float16>    ? Dtype::kFloat16
+                            : std::is_same_v<T, BFloat16> ? Dtype::kBFloat16
+                            : std::is_same_v<T, float>    ? Dtype::kFloat32
+                                                          : Dtype::kFloat64;
 template <typename T>
-constexpr bool kConverts = !std::is_same_v<T, Float16>;
+constexpr bool kConverts = !kIsHalf<T>;
 
 // What comes with a direction: <x, direction> and |direction|^2.
 struct Overlap {
@@ -97,7 +99,8 @@ template <typename T>
 void add_identity(const StripLayout& layout, double scale, T* matrix);
 
 // Takes the mean of its diagonal off the diagonal of a square matrix, and returns it.
-double center(const StripLayout& layout, Float16* matrix);
+template <typename T>
+double center(const StripLayout& layout, T* matrix);
 
 template <typename T>
 void multiply(const Product<T>& product, Team team);

@@ -108,8 +108,8 @@ struct List {
 template <typename Test>
 void at_each_level(Test test) {
   using schattor::cpu::Level;
-  for (const Level level :
-       {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAvx512Fp16, Level::kAmx}) {
+  for (const Level level : {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAvx512Bf16,
+                            Level::kAvx512Fp16, Level::kAmx}) {
     if (schattor::cpu::force_level(level)) test();
   }
 }

@@ -214,8 +214,8 @@ void every_loop(const RowLoops<T>& loops) {
 void choice_of_level() {
   const Level detected = detected_level();
   CHECK(level() == detected, "level %d in force, %d detected", int(level()), int(detected));
-  for (const Level wanted :
-       {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAvx512Fp16, Level::kAmx}) {
+  for (const Level wanted : {Level::kBaseline, Level::kAvx2, Level::kAvx512, Level::kAvx512Bf16,
+                             Level::kAvx512Fp16, Level::kAmx}) {
     const Level before = level();
     const bool possible = has_level(wanted);
     CHECK(!possible || wanted <= detected, "level %d is above the highest", int(wanted));
