@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
 
 from schattor import _C, ops
 
-__all__ = ["DeviceFacts", "device_facts"]
+__all__ = ["DeviceFacts", "device_facts", "without_autocast"]
 
 
 class DeviceFacts(NamedTuple):
@@ -50,3 +52,19 @@ def _level(device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         return f"sm_{major}{minor}"
     return ""
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Products keep their dtypes within it: autocast rounds float32 ones to half precision.
+
+    >>> with torch.autocast("cpu"), without_autocast():
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.float32
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        for kind in ("cpu",) if accelerator is None else ("cpu", accelerator.type):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

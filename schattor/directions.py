@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from schattor import ops, portable
+from schattor.devices import without_autocast
 from schattor.planning import Plan, chain_steps
 from schattor.portable import scalar_dtype
 
@@ -83,6 +84,7 @@ def gather(x: Tensor, dtype: torch.dtype, size: float = 1.0) -> Gathered:
     return Gathered(wide, norms, finite, back)
 
 
+@without_autocast()
 def wide_direction(wide: Tensor, powers: Tensor, weights: Tensor | None, plan: Plan) -> Directions:
     """Directions of a wide batch by the plan's route, without a read-back to the host.
 

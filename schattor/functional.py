@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from schattor import ops, planning
+from schattor.devices import without_autocast
 from schattor.directions import (
     OVERSAMPLING,
     Directions,
@@ -299,6 +300,7 @@ def schatten_norm(x: Tensor, p: float, *, method: NormMethod = "exact") -> Tenso
     return norms.reshape(x.shape[:-2]).to(dtype)
 
 
+@without_autocast()
 def partial_svd(
     x: Tensor,
     rank: int,

@@ -19,15 +19,21 @@ namespace {
 
 using torch::stable::select;
 
-// An operator of torch: arguments in, as many results out.
+// An overload of an operator of torch: arguments in, as many results out.
 template <size_t results, typename... Args>
-std::array<Tensor, results> call(const char* name, const Args&... args) {
+std::array<Tensor, results> call_overload(const char* name, const char* overload,
+                                          const Args&... args) {
   std::array<StableIValue, std::max(results, sizeof...(Args))> stack{
       torch::stable::detail::from(args)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
   std::array<Tensor, results> found;
   for (size_t i = 0; i < results; ++i) found[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return found;
+}
+
+template <size_t results, typename... Args>
+std::array<Tensor, results> call(const char* name, const Args&... args) {
+  return call_overload<results>(name, "", args...);
 }
 
 // Calls work(i) for every matrix, on as many threads as there are; with fewer matrices than threads
@@ -95,7 +101,9 @@ std::tuple<Tensor, Tensor> power_step(Tensor factors, Tensor bases, bool sort) {
   Tensor orders = torch::stable::new_empty(bases, {sort ? batch : 0, size}, ScalarType::Long);
   for_each(batch, [&](int64_t i) {
     const Tensor basis = select(bases, 0, i);
-    const Tensor product = torch::stable::matmul(select(factors, 0, i), basis);
+    // Into memory of its own dtype, which autocast leaves alone.
+    Tensor product = torch::stable::empty_like(basis);
+    call_overload<1>("aten::mm", "out", select(factors, 0, i), basis, product);
     if (sort) {
       int64_t* const order = static_cast<int64_t*>(orders.data_ptr()) + i * size;
       if (bases.scalar_type() == ScalarType::Double) {

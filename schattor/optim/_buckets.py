@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from schattor.optim._sizes import GRAFTS, shape_factors
 from schattor.planning import Plan
 from schattor.portable import scalar_dtype
 
-__all__ = ["Bucket", "BucketKey", "Measured", "Place", "Source"]
+__all__ = ["Bucket", "BucketKey", "Measured", "Place", "Source", "tell_apart"]
 
 _MIB = 2**20
 # What is alive at once: the wide batch, its direction, two iterates; and square matrices of the
@@ -94,6 +95,19 @@ class Source:
             return block_views(grad, self.spec, like=self.param)
         except ValueError:
             return block_views(torch.empty_like(self.param).copy_(grad), self.spec)
+
+
+def _dial(group: Group) -> tuple[Any, ...]:
+    """What the power of a group, and the lengths that depend on it, follow."""
+    return (group["p"], group["power"], pin_ratio(group) if scale_of(group) == "pin" else None)
+
+
+def tell_apart(buckets: list[Bucket]) -> None:
+    """Name blocks by their group as well, where groups share a name: two models have it."""
+    counts = Counter(name for bucket in buckets for name in bucket.names)
+    for bucket in buckets:
+        group = f"group {bucket.key.group_index}"
+        bucket.names = [f"{group}: {n}" if counts[n] > 1 else n for n in bucket.names]
 
 
 class Bucket:
@@ -197,7 +211,7 @@ class Bucket:
 
     def follow(self, group: Group) -> bool:
         """Take the group's values of this step; whether its power changed."""
-        given = (group["p"], group["power"])
+        given = _dial(group)
         changed = given != self._followed
         if changed:
             self._set_power(group, power_of(self._who, group))
@@ -219,7 +233,7 @@ class Bucket:
 
     def follows(self, group: Group) -> bool:
         """Whether the device holds the group's values already; a tensor's are never known."""
-        return (group["p"], group["power"]) == self._followed and (
+        return _dial(group) == self._followed and (
             isinstance(group["lr"], Tensor) or self._rates_of(group) == self._rates
         )
 

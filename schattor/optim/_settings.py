@@ -140,6 +140,7 @@ REQUIREMENTS: dict[str, Requirement] = {
     "max_clamp": _POSITIVE,
     "ema_rate": Requirement((Real,), _below(0, 1), "in [0, 1)"),
     "train_mode": _FLAG,
+    "nonstandard_constant": Requirement((Real,), _below(0, math.inf), "a finite number >= 0"),
     "method": _choice("auto", "chain", "exact", "partial_svd"),
     "steps": _optional(Requirement((Integral,), lambda value: value >= 1, "an int >= 1")),
     "chain_dtype": _optional(_DTYPE),

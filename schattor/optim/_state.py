@@ -70,11 +70,13 @@ def signature(groups: list[Group], state: State) -> list[Any]:
         for param in group["params"]:
             grad = param.grad
             if grad is not None:
-                momentum = state.get(param, _EMPTY).get("momentum_buffer")
+                entry = state.get(param, _EMPTY)
+                momentum = entry.get("momentum_buffer")
                 sign.append(
                     (
                         id(param),
                         param.data_ptr(),
+                        id(entry.get("step")),  # another one where the state was cleared
                         grad.dtype,
                         grad.layout,
                         0 if momentum is None else momentum.data_ptr(),

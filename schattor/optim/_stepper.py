@@ -14,7 +14,7 @@ from schattor import ops
 from schattor.adaptive.chooser import Chooser
 from schattor.blocks import block_views
 from schattor.directions import wide_direction
-from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source
+from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source, tell_apart
 from schattor.optim._chosen import Chosen, Seen, inputs_of
 from schattor.optim._directed import (
     Coupling,
@@ -183,6 +183,7 @@ class Stepper:
         self.buckets = list(buckets.values())
         for bucket in self.buckets:
             bucket.join(groups[bucket.key.group_index])
+        tell_apart(self.buckets)
         self._counters = joined_counters(self._moving, state)
         self._signature = signature(groups, state)
 
@@ -340,7 +341,7 @@ class Stepper:
             return torch.empty(shape, dtype=dtype, device=device)
         kept = self._kept.get(dtype)
         if kept is None or len(kept) < size:
-            self._kept[dtype] = kept = torch.empty(size, dtype=dtype)
+            self._kept[dtype] = kept = torch.empty(size, dtype=dtype, device=device)
         return kept[:size].view(shape)
 
     def _scatter(self, directed: Directed, factors: Tensor, group: Group) -> None:

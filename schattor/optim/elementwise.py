@@ -92,10 +92,13 @@ def sgd(group: Group, state: State, lr: Rate) -> None:
 def sign(group: Group, state: State, lr: Rate) -> None:
     """One step along the sign of the momentum: ``w <- (1 - lr decay) w - lr sign(M)``.
 
+    ``lr`` is the group's times its ``nonstandard_constant``.
+
     The ball oracle of the largest-entry norm, which is the Schatten norm (p=inf) of ``diag(g)``
     (Schattor, arXiv 2606.15702, vector blocks). ``M`` follows ``momentum``, ``momentum_form`` and
     ``nesterov`` as a matrix would.
     """
+    lr = lr * group.get("nonstandard_constant", 1.0)
     momentum = group["momentum"]
     share = 1 - momentum if group["momentum_form"] == "ema" else 1.0
     for param in _with_gradient(group):

@@ -163,6 +163,9 @@ class SGD(_OneRule):
             weight_decay=weight_decay,
             maximize=maximize,
         )
+        # Schedulers that cycle momentum, such as OneCycleLR, take betas in its place where both
+        # are among the defaults.
+        del self.defaults["betas"]
 
 
 class AdamW(_OneRule):

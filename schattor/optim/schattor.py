@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports all of dynamo at once
 
 from schattor.adaptive.auto import AutoP
+from schattor.devices import without_autocast
 from schattor.optim import elementwise
 from schattor.optim._checkpoint import FORMAT, Schedule
 from schattor.optim._groups import (
@@ -282,6 +284,7 @@ class Schattor(Watching):
                 name = name_of(len(self.param_groups), group, index)
                 refuse_parameter(self._who, name, param, group)
 
+    @_disable_dynamo  # a compiled training loop calls it as it is
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:
         """One step of every parameter with a gradient.
@@ -296,6 +299,11 @@ class Schattor(Watching):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with without_autocast():
+            self._take_step()
+        return loss
+
+    def _take_step(self) -> None:
         for index, schedules in self._schedules.items():
             group = self.param_groups[index]
             taken = self._steps_taken(group)
@@ -312,7 +320,6 @@ class Schattor(Watching):
             if group["rule"] != "matrix":
                 rate = self._rates.get(index, plain(group["lr"]))
                 elementwise.RULES[group["rule"]](group, self.state, rate)
-        return loss
 
     def _step_matrices(self) -> None:
         chooser = self._stepper.chooser

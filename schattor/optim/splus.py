@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from schattor.optim._entries import zeros_as
 from schattor.optim._groups import split
 from schattor.optim._preconditioned import work_dtype
 from schattor.optim._settings import Group
-from schattor.optim.schattor import Closure, Params, Schattor
+from schattor.optim.schattor import Params, Schattor
 
 __all__ = ["SPlus"]
 
@@ -85,16 +83,14 @@ class SPlus(Schattor):
         parts = split(self._who, group)
         for part in parts:
             if part["rule"] == "adamw":
-                rate = part.get("lr", self.defaults["lr"])
-                part.update(rule="sign", lr=rate * self._constant)
+                part.update(rule="sign", nonstandard_constant=self._constant)
         return parts
 
-    @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:
-        """As `Schattor.step`; then the weights, decayed, enter their average."""
+    def _take_step(self) -> None:
+        """As `Schattor`; then the weights, decayed, enter their average."""
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError("SPlus: step must be called in train mode, got eval: call train()")
-        loss = super().step(closure)
+        super()._take_step()
         for group in self.param_groups:
             for param in group["params"]:
                 wanted = param.requires_grad or param.grad is not None
@@ -105,23 +101,26 @@ class SPlus(Schattor):
             if moved:
                 torch._foreach_lerp_(averages, _like(averages, moved), 1 - group["ema_rate"])
                 torch._foreach_add_([self.state[param]["averaged"] for param in moved], 1)
-        return loss
 
     def _begin(self, param: Tensor) -> None:
         dtype = work_dtype(param.dtype)
-        self.state[param]["averaged"] = torch.zeros((), dtype=torch.float32)
+        self.state[param]["averaged"] = torch.zeros((), dtype=torch.float32, device="cpu")
         self.state[param]["ema"] = zeros_as(param, dtype)
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Put the average of the weights, corrected for its start at zero, in their place."""
+        """Put the average of the weights, corrected for its start at zero, in their place.
+
+        Weights that never moved stay as they are.
+        """
         for group in self.param_groups:
             if group["train_mode"]:
                 group["train_mode"] = False
                 for param in group["params"]:
                     entry = self.state[param]
-                    if "ema" in entry:
-                        share = 1 - group["ema_rate"] ** float(entry["averaged"])
+                    averaged = float(entry.get("averaged", 0))
+                    if averaged > 0:
+                        share = 1 - group["ema_rate"] ** averaged
                         entry["kept"] = param.clone()
                         param.copy_(entry["ema"] / share)
 
