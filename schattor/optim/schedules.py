@@ -101,8 +101,9 @@ class PScheduler:
         function: number of steps -> p in [1, inf].
         last_step: steps taken before; the first value set is that of ``last_step + 1``.
 
-    Raises ValueError for an optimizer without a group of rule ``"matrix"``; the optimizer itself
-    refuses a p out of range, at its next step.
+    Raises ValueError for an optimizer without a group of rule ``"matrix"``, or with one whose p or
+    power is a function, which would win at every step; the optimizer itself refuses a p out of
+    range, at its next step.
 
     >>> import torch
     >>> from schattor.optim import Schattor
@@ -117,6 +118,11 @@ class PScheduler:
     ) -> None:
         """See the class."""
         _matrix_groups("PScheduler", optimizer)
+        if getattr(optimizer, "_schedules", None):
+            raise ValueError(
+                "PScheduler: p of the optimizer must be numbers, got a function of its steps, which"
+                " sets p already: leave one of the two out"
+            )
         self.optimizer = optimizer
         self.function = function
         self.last_step = last_step

@@ -203,3 +203,9 @@ def test_parameter_free_refuses() -> None:
         ParameterFree(Schattor(params), tail=3.0)
     with pytest.raises(ValueError, match="tail must be 2"):
         ParameterFree(Schattor(params, oracle="regularized"), tail=1.5)
+
+
+def test_one_schedule_of_p_is_enough() -> None:
+    optimizer = Schattor([nn.Parameter(torch.ones(2, 2))], p=lambda step: 2.0 + step)
+    with pytest.raises(ValueError, match="PScheduler: p of the optimizer must be numbers"):
+        PScheduler(optimizer, float)
