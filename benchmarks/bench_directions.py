@@ -102,6 +102,7 @@ def rotating(direct: Direct, inputs: list[Tensor]) -> Callable[[], object]:
     if inputs[0].device.type != "cuda":
         return all_inputs
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # for the inputs
     with torch.cuda.stream(stream):
         for _ in range(2):
             all_inputs()

@@ -61,6 +61,7 @@ def captured(shapes: list[Shape], options: dict[str, Any], device: torch.device)
         _weights(shapes, False, device), lr=1e-3, capturable=True, **options
     )
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # for weights and gradients
     with torch.cuda.stream(stream):
         for _ in range(2):
             optimizer.step()
