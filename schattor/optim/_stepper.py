@@ -340,7 +340,7 @@ class Stepper:
             return torch.empty(shape, dtype=dtype, device=device)
         kept = self._kept.get(dtype)
         if kept is None or len(kept) < size:
-            self._kept[dtype] = kept = torch.empty(size, dtype=dtype)
+            self._kept[dtype] = kept = torch.empty(size, dtype=dtype, device=device)
         return kept[:size].view(shape)
 
     def _scatter(self, directed: Directed, factors: Tensor, group: Group) -> None:
