@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     device = config.getoption("--device")
     if device != "cpu":
         torch.set_default_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # convolutions are compared in float32
         DrawnOnProcessor().__enter__()  # for good
 
 
