@@ -10,7 +10,6 @@ of inputs; the table gives the share that recordings every 10 and every 100 step
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import interleaved, machine, measure_peak
+from timing import interleaved, machine, measure_peak, save
 
 import schattor
 from schattor.adaptive.criteria import CRITERIA
@@ -79,8 +78,7 @@ def main() -> None:
         times = [1e3 * each for each in (timing.median, timing.lower, timing.upper)]
         print(f"  {name:<36} {times[0]:9.2f} {times[1]:9.2f} {times[2]:9.2f}{shares}", flush=True)
         results[name] = {**asdict(timing), "extra": extra, "share_every": every}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": facts, "steps": results}, indent=1) + "\n")
+    save(out, {"machine": facts, "steps": results})
     print(f"written to {out}")
 
 

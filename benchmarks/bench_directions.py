@@ -4,14 +4,13 @@
 
 On a GPU every function is captured in a graph that runs it on several inputs in turn, more than its
 cache holds, and replays are timed by events. Errors are relative Frobenius distances from the
-direction of one matrix by a float64 SVD, sizes matched. The floor is the larger of operations over
-the measured peak and bytes over the measured copy rate.
+direction of one matrix in float64, sizes matched. The floor is the larger of operations over the
+measured peak and bytes over the measured copy rate.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 from peers import polar_peers
 from shapes import BATCHES, GPU_BATCHES
-from timing import Peak, Timing, interleaved, machine, measure_peak
+from timing import Peak, Timing, interleaved, machine, measure_peak, save
 from torch import Tensor
+from truth import distance, exact_direction
 
 from schattor import _C, measured, ops, planning, portable
 from schattor.planning import Plan
@@ -84,12 +84,24 @@ def serves(direct: Direct, wide: Tensor) -> bool:
     return True
 
 
-def error_of(direct: Direct, wide: Tensor, power: float) -> float:
-    """Relative distance of the first matrix's direction from the exact one, sizes matched."""
-    found = direct(wide)[0].double()
-    u, s, vh = torch.linalg.svd(wide[0].double(), full_matrices=False)
-    exact = (u * s.pow(power)) @ vh
-    return float((found / found.norm() - exact / exact.norm()).norm())
+class Truths:
+    """One batch of a shape, as each plan wants it stored; exact directions of its first matrix."""
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
+        """Nothing is computed before it is asked for, and nothing twice."""
+        self._shape, self._device = shape, device
+        self._batches: dict[object, Tensor] = {}
+        self._exact: dict[object, Tensor] = {}
+
+    def error_of(self, direct: Direct, plan: Plan | None, power: float) -> float:
+        """Relative distance of the first matrix's direction from the exact one, sizes matched."""
+        stored = (plan.dtype, plan.size) if plan else None
+        if stored not in self._batches:
+            self._batches[stored] = wide_batch(self._shape, plan, self._device)
+        wide = self._batches[stored]
+        if (stored, power) not in self._exact:
+            self._exact[stored, power] = exact_direction(wide[0], power)
+        return distance(direct(wide)[0], self._exact[stored, power])
 
 
 def rotating(direct: Direct, inputs: list[Tensor]) -> Callable[[], object]:
@@ -102,6 +114,7 @@ def rotating(direct: Direct, inputs: list[Tensor]) -> Callable[[], object]:
     if inputs[0].device.type != "cuda":
         return all_inputs
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # for the inputs
     with torch.cuda.stream(stream):
         for _ in range(2):
             all_inputs()
@@ -156,11 +169,12 @@ def measure(
     """Time one batch, print its table and return what was measured."""
     found, missing = contenders(shape, device)
     calls, errors, counts = {}, {}, {}
+    truths = Truths(shape, device)
     for key, (direct, power, plan) in found.items():
+        errors[key] = truths.error_of(direct, plan, power)
         wide = wide_batch(shape, plan, device)
         count = max(1, min(16, ROTATED // wide.nbytes)) if device.type == "cuda" else 1
         inputs = [wide] + [wide_batch(shape, plan, device) for _ in range(count - 1)]
-        errors[key] = error_of(direct, wide, power)
         calls[key], counts[key] = rotating(direct, inputs), count
     timings = interleaved(calls, rounds, device)
     best = min(
@@ -218,15 +232,13 @@ def main() -> None:
     facts = machine(peak, device)
     print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
     print(peak)
-    results = {
-        name: measure(name, batches[name], device, options.rounds, peak)
-        for name in options.batches or batches
-    }
+    results: dict[str, Any] = {}
+    for name in options.batches or batches:
+        results[name] = measure(name, batches[name], device, options.rounds, peak)
+        save(out, {"machine": facts, "sound": peak.sound, "batches": results})
     after = measure_peak(device)
     print(f"\nafter: {after}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": facts, "sound": peak.sound and after.sound, "batches": results}
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    save(out, {"machine": facts, "sound": peak.sound and after.sound, "batches": results})
     print(f"written to {out}")
 
 

@@ -13,7 +13,6 @@ out.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 from shapes import SETS, Shape, flattened, weights_of
-from timing import Peak, interleaved, machine, measure_peak
+from timing import Peak, interleaved, machine, measure_peak, save
 
 import schattor
 
@@ -189,22 +188,17 @@ def main() -> None:
     _, missing = peers()
     for each in missing:
         print(f"left out: {each}")
-    sets = {}
+    document: dict[str, Any] = {"machine": facts, "sound": peak.sound, "missing": missing}
+    sets = document["sets"] = {}
     for name in options.sets:
         shapes = FAMILY_SETS[name]
         print(f"\n{name}: {len(shapes)} weights; milliseconds of a step")
         print(f"  {'':<28} {'median':>9} {'lower':>9} {'upper':>9} {'worst':>9} {'floor':>9}")
         sets[name] = measure(shapes, options.rounds, peak, device)
+        save(out, document)
     after = measure_peak(device)
     print(f"\nafter: {after}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    document = {
-        "machine": facts,
-        "sound": peak.sound and after.sound,
-        "missing": missing,
-        "sets": sets,
-    }
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    save(out, document | {"sound": peak.sound and after.sound})
     print(f"written to {out}")
 
 

@@ -4,7 +4,7 @@
 
 Every optimizer steps the same weights with the same gradients, in turn, in one run; the table has
 medians, quartiles, the ratio to Muon and the floor, and the error of the direction against the
-polar factor by a float64 SVD. The floor is the larger of operations over the measured peak and
+polar factor in float64. The floor is the larger of operations over the measured peak and
 bytes over the measured copy rate. On a GPU weights are bfloat16, and our step is also timed as a
 replayed graph.
 """
@@ -12,7 +12,7 @@ replayed graph.
 from __future__ import annotations
 
 import argparse
-import json
+import gc
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 from shapes import GPU_SETS, SETS, Shape, flattened, weights_of
-from timing import CPU, Peak, Timing, interleaved, machine, measure_peak
+from timing import CPU, Peak, Timing, interleaved, machine, measure_peak, save
+from truth import distance, exact_direction
 
 import schattor
 from schattor import planning
@@ -62,6 +63,7 @@ def captured(shapes: list[Shape], options: dict[str, Any], device: torch.device)
         _weights(shapes, False, device), lr=1e-3, capturable=True, **options
     )
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # for weights and gradients
     with torch.cuda.stream(stream):
         for _ in range(2):
             optimizer.step()
@@ -78,24 +80,20 @@ def captured(shapes: list[Shape], options: dict[str, Any], device: torch.device)
     return replay
 
 
-def _direction(optimizer: torch.optim.Optimizer, gradient: torch.Tensor) -> torch.Tensor:
-    """The direction that a fresh step takes from one gradient, as a float64 matrix."""
+def _direction(optimizer: torch.optim.Optimizer, like: torch.Tensor) -> torch.Tensor:
+    """The direction that a fresh step takes, as a float64 matrix of the same shape."""
     weight = optimizer.param_groups[0]["params"][0]
     before = weight.detach().double().clone()
     optimizer.step()
-    return (before - weight.detach().double()).reshape(gradient.shape)
+    return (before - weight.detach().double()).reshape(like.shape)
 
 
-def polar_error(name: str, shape: Shape, device: torch.device) -> float:
-    """Relative Frobenius distance of a step's direction from the polar factor (sizes matched)."""
+def polar_error(name: str, shape: Shape, polar: torch.Tensor, device: torch.device) -> float:
+    """Distance of a step's direction from the polar factor of the gradient that all share."""
     made = optimizers([shape], device)[name]
     weight = made.param_groups[0]["params"][0]
     weight.data.zero_()  # nothing to decay, nothing lost to rounding
-    gradient = weight.grad.double().reshape(flattened(shape))
-    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
-    polar = u @ vh
-    direction = _direction(made, gradient)
-    return float((direction / direction.norm() - polar / polar.norm()).norm())
+    return distance(_direction(made, polar), polar)
 
 
 def _rate_of(plan: planning.Plan, device: torch.device) -> float:
@@ -186,7 +184,12 @@ def measure(name: str, rounds: int, peak: Peak, device: torch.device) -> dict[st
             settings[f"{key} graph"] = options
             calls[f"{key} graph"] = captured(shapes, options, device)
     timings = interleaved(calls, rounds, device)
+    del made, calls
+    gc.collect()  # optimizers hold themselves, and a GPU's memory is for what follows
     largest = max(set(shapes), key=lambda shape: min(flattened(shape)))
+    gradient = _weights([largest], True, device)[0].grad
+    assert gradient is not None
+    polar = exact_direction(gradient, 0.0)
     print(f"\n{name}: {len(shapes)} weights")
     print(
         f"  {'':<26} {'ms':>9} {'lower':>9} {'upper':>9} {'vs Muon':>8} {'floor':>9} {'error':>9}"
@@ -195,7 +198,7 @@ def measure(name: str, rounds: int, peak: Peak, device: torch.device) -> dict[st
     for key, timing in timings.items():
         least = floor(shapes, settings[key], peak, device) if key in settings else None
         measured = key == "Muon" or (key in OURS and "inf" in key)
-        error = polar_error(key, largest, device) if measured else None
+        error = polar_error(key, largest, polar, device) if measured else None
         print(_row(key, timing, timings["Muon"], least, error), flush=True)
         memory = step_memory(name, OURS[key], device) if key in OURS else None
         results[key] = {
@@ -236,12 +239,13 @@ def main() -> None:
     print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
     print(peak)
     names = options.sets or sets_for(device)
-    results = {name: measure(name, options.rounds, peak, device) for name in names}
+    results: dict[str, Any] = {}
+    for name in names:
+        results[name] = measure(name, options.rounds, peak, device)
+        save(out, {"machine": facts, "sound": peak.sound, "sets": results})
     after = measure_peak(device)
     print(f"\nafter: {after}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": facts, "sound": peak.sound and after.sound, "sets": results}
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    save(out, {"machine": facts, "sound": peak.sound and after.sound, "sets": results})
     print(f"written to {out}")
 
 

@@ -50,6 +50,7 @@ def polar_peers(device: torch.device) -> tuple[dict[str, Polar], list[str]]:
     found: dict[str, Polar] = {"torch.optim.Muon": muon_loop, "batched torch": batched}
     missing = []
     if device.type == "cuda":
+        torch._dynamo.reset()  # it compiles for so many shapes and no more
         found["compiled torch"] = torch.compile(batched, dynamic=False)
         for name, load in {"gram-newton-schulz": _gram_newton_schulz, "dion": _dion}.items():
             try:

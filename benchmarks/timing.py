@@ -1,7 +1,8 @@
-"""The only timer: interleaved runs, medians and quartiles, and the facts of the machine."""
+"""The only timer: interleaved runs, medians and quartiles, the facts of the machine, results."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -205,3 +207,9 @@ def machine(peak: Peak, device: torch.device = CPU) -> dict[str, object]:
         "date": time.strftime("%Y-%m-%d"),
         "peak": asdict(peak) | {"sound": peak.sound},
     }
+
+
+def save(file: Path, document: dict[str, Any]) -> None:
+    """Write results; after every part of a run, so that one that is ended leaves what it has."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(document, indent=1) + "\n")

@@ -6,29 +6,52 @@ cuSOLVER: nothing of ours would be faster.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
+
+
+def _require(holds: bool, message: str) -> None:
+    """Raise RuntimeError with a message worded as `csrc/ops/checks.h` has it for processors."""
+    if not holds:
+        raise RuntimeError(message)
+
+
+def _square_batch(operator: str, factors: Tensor) -> None:
+    who, shape = f"{operator}: factors", tuple(factors.shape)
+    precise = factors.dtype in (torch.float64, torch.float32)
+    _require(precise, f"{who} must be float64 or float32, got {factors.dtype}")
+    square = len(shape) == 3 and shape[1] == shape[2]
+    _require(square, f"{who} must have shape (batch, n, n), got {shape}")
+    strides = factors.stride()
+    _require(factors.is_contiguous(), f"{who} must be contiguous, got strides {strides}")
 
 
 @torch.no_grad()
 def eigenpairs(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues, ascending, eigenvectors, and which symmetric matrices converged.
 
-    ``factors`` is ``[batch, n, n]``; where a matrix did not, its results are zeros.
+    ``factors`` is ``[batch, n, n]``; where a matrix did not, its results are unspecified.
     """
-    sound = torch.ones(len(factors), dtype=torch.bool, device=factors.device)
+    _square_batch("eigenpairs", factors)
     try:
         values, vectors = torch.linalg.eigh(factors)
-        return values, vectors.contiguous(), sound
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        pass  # of one matrix or more, which are found one by one
-    values, vectors = torch.zeros_like(factors[:, 0]), torch.zeros_like(factors)
+        values, vectors = _one_by_one(factors)
+    # cuSOLVER may leave NaN where LAPACK raises.
+    sound = values.isfinite().all(-1) & vectors.isfinite().flatten(1).all(-1)
+    return values, vectors.contiguous(), sound
+
+
+def _one_by_one(factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a batch in which one matrix or more fails: NaN for these."""
+    values = torch.full_like(factors[:, 0], torch.nan)
+    vectors = torch.full_like(factors, torch.nan)
     for i, factor in enumerate(factors):
-        try:
+        with contextlib.suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             values[i], vectors[i] = torch.linalg.eigh(factor)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            sound[i] = False
-    return values, vectors, sound
+    return values, vectors
 
 
 @torch.no_grad()
@@ -37,6 +60,13 @@ def power_step(factors: Tensor, bases: Tensor, sort: bool) -> tuple[Tensor, Tens
 
     Columns descend by ``diag(Q' F Q)``. Without ``sort`` the orders are empty.
     """
+    _square_batch("power_step", factors)
+    who, shape = "power_step: bases", tuple(bases.shape)
+    wanted = tuple(factors.shape)
+    _require(shape == wanted, f"{who} must have shape {wanted}, got {shape}")
+    same = bases.dtype == factors.dtype
+    _require(same, f"{who} must have the dtype of factors, {factors.dtype}, got {bases.dtype}")
+    _require(bases.is_contiguous(), f"{who} must be contiguous, got strides {bases.stride()}")
     product = torch.bmm(factors, bases)
     orders = product.new_empty((0, product.shape[-1]), dtype=torch.int64)
     if sort:

@@ -19,15 +19,20 @@ DRAWS = (torch.randn, torch.rand, torch.randint, torch.randperm, torch.normal)
 
 
 class DrawnOnProcessor(TorchFunctionMode):
-    """Random numbers come from the processor's generators, wherever they are wanted."""
+    """Random numbers come from the processor's generators, wherever they are wanted.
+
+    Unless a generator is given: from that, on its own device.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if func not in DRAWS or kwargs.get("device") is not None:
             return func(*args, **kwargs)
-        return func(*args, **kwargs | {"device": "cpu"}).to(torch.get_default_device())
+        generator = kwargs.get("generator")
+        kwargs["device"] = "cpu" if generator is None else generator.device
+        return func(*args, **kwargs).to(torch.get_default_device())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     device = config.getoption("--device")
     if device != "cpu":
         torch.set_default_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # convolutions are compared in float32
         DrawnOnProcessor().__enter__()  # for good
 
 

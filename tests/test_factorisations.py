@@ -67,6 +67,21 @@ def test_a_matrix_that_does_not_converge_is_told_and_spoils_no_other(of: Any) ->
     torch.testing.assert_close(values[[0, 2]], torch.linalg.eigvalsh(given[[0, 2]]))
 
 
+def test_a_solver_that_leaves_nan_in_silence_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    eigh = torch.linalg.eigh
+
+    def silent(batch: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = eigh(batch)
+        values[1, 0], vectors[2, 3, 4] = torch.nan, torch.inf
+        return values, vectors
+
+    monkeypatch.setattr(torch.linalg, "eigh", silent)
+    sound = portable_factors.eigenpairs(factors(4, 6, torch.float32))[2]
+    assert sound.tolist() == [True, False, False, True]
+
+
 @pytest.mark.parametrize("sort", [False, True])
 @pytest.mark.parametrize("batch", [1, 3, 9])
 @pytest.mark.parametrize("size", SIZES)
@@ -124,9 +139,10 @@ def test_opcheck(sort: bool) -> None:
         (torch.zeros(1, 4, 4), torch.zeros(1, 4, 8)[..., ::2], "bases must be contiguous"),
     ],
 )
-def test_wrong_arguments_are_refused(given: Tensor, bases: Tensor, message: str) -> None:
+@pytest.mark.parametrize("of", [ops, portable_factors], ids=["kernels", "portable"])
+def test_wrong_arguments_are_refused(of: Any, given: Tensor, bases: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=f"power_step: {message}"):
-        ops.power_step(given, bases, True)
+        of.power_step(given, bases, True)
     if "bases" not in message:
         with pytest.raises(RuntimeError, match=f"eigenpairs: {message}"):
-            ops.eigenpairs(given)
+            of.eigenpairs(given)

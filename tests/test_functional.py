@@ -465,7 +465,7 @@ def test_explain_names_the_route(p: float, route: str) -> None:
     text = explain((2, 64, 48), p)
 
     assert text.startswith(f"{route} (") and len(text.splitlines()) == 1
-    assert text == explain(torch.empty(2, 64, 48), p)
+    assert text == explain(torch.empty(2, 64, 48, device="cpu"), p)  # where a shape alone is taken
 
 
 def test_explain_follows_the_settings() -> None:

@@ -325,8 +325,15 @@ def cases() -> dict[str, tuple[object, tuple[object, ...]]]:
     }
 
 
+def skip_unless_served(name: str) -> None:
+    """`chain_update` is for matrices in a core's cache, and has no kernel elsewhere."""
+    if name == "chain_update" and torch.get_default_device().type != "cpu":
+        pytest.skip("an operator of processors alone")
+
+
 @pytest.mark.parametrize("name", cases())
 def test_opcheck(name: str) -> None:
+    skip_unless_served(name)
     function, arguments = cases()[name]
     torch.library.opcheck(function, arguments)
 
@@ -370,6 +377,7 @@ def test_opcheck(name: str) -> None:
 def test_bad_arguments_are_named(
     name: str, position: int, replacement: object, message: str
 ) -> None:
+    skip_unless_served(name)
     function, arguments = cases()[name]
     changed = list(arguments)
     changed[position] = replacement

@@ -81,15 +81,19 @@ DEV T* in_global(T* data) {
 // ---- host ----
 
 #ifdef __CUDACC__
-// More than 48 KB a block must be asked for. Always all there is: the limit is one for all launches
-// of a kernel, also those of other threads and of a graph that is being captured.
+// More than 48 KB a block must be asked for. Always all that static arrays leave: the limit is one
+// for all launches of a kernel, also those of other threads and of a graph that is being captured.
 inline cudaError_t allow_shared_memory(const void* kernel) {
   int device = 0, most = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  cudaFuncAttributes of{};
+  error = cudaFuncGetAttributes(&of, kernel);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              most - static_cast<int>(of.sharedSizeBytes));
 }
 
 template <class... P, class... A>

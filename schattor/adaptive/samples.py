@@ -156,7 +156,7 @@ def _kept(rows: Tensor, there: Tensor | None, like: Collection) -> Samples:
     if rows.is_cpu and not few:  # it may be asked: if all are finite two passes are saved
         total = _gram([rows])
         if math.isfinite(total.diagonal().sum().item()):
-            number = torch.tensor(len(rows)) if there is None else there.sum()
+            number = torch.tensor(len(rows), device="cpu") if there is None else there.sum()
             return Samples((), total, number)
     finite = torch.linalg.vector_norm(rows, dim=1, dtype=like.dtype).isfinite()
     rows = torch.where(finite[:, None], rows, 0.0)

@@ -123,8 +123,9 @@ def eigenpairs(factors: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     values, vectors, sound = ops.eigenpairs(factors)
     failed = []
     for i in sound.logical_not().nonzero().flatten().tolist():
-        try:
-            values[i], vectors[i] = torch.linalg.eigh(factors[i].double())
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        again = ops.eigenpairs(factors[i : i + 1].double())
+        if again[2].item():
+            values[i], vectors[i] = again[0][0], again[1][0]
+        else:
             failed.append(i)
     return values, vectors, failed

@@ -72,10 +72,14 @@ def sgd(group: Group, state: State, lr: Rate) -> None:
     As in torch, a parameter's momentum begins with its first gradient, undampened.
     """
     params = _with_gradient(group)
+    gradients = _gradients(params)
+    if group["nesterov"] and not all(gradient.is_cpu for gradient in gradients):
+        # In lists, as it takes them elsewhere, torch adds the momentum to the gradients themselves.
+        gradients = list(torch._foreach_mul(gradients, 1))
     momenta: list[Tensor | None] = [state[p].get("momentum_buffer") for p in params]
     torch_sgd(
         params,
-        _gradients(params),
+        gradients,
         momenta,
         weight_decay=group["weight_decay"],
         momentum=group["momentum"],

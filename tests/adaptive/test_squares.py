@@ -38,12 +38,13 @@ def moments(n: int) -> Tensor:
 def errors(powers: tuple[float, ...], s: Tensor) -> Tensor:
     """Relative, of every power at every singular value."""
     iterated, parts = values(s)
-    table = torch.tensor([chains.weights(power, DEPTH) for power in powers], dtype=F64)
+    table = torch.tensor([chains.weights(power, DEPTH) for power in powers], dtype=F64).to(s)
     return (squares(powers) @ parts / (table @ iterated).square() - 1).abs()
 
 
-# Between, below and beyond the singular values that the sums were found on.
-SINGULAR_VALUES = torch.logspace(-6, 0.0043, 5001, dtype=F64)
+# Between, below and beyond the singular values that the sums were found on; beside the sums, which
+# are found on a processor.
+SINGULAR_VALUES = torch.logspace(-6, 0.0043, 5001, dtype=F64, device="cpu")
 
 
 @pytest.mark.parametrize(

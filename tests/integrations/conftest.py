@@ -13,3 +13,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def where_trainer_is(on_processor: None) -> None:
+    """Trainer is told to use the processor, and runs are compared bit for bit."""

@@ -98,7 +98,7 @@ def test_chunks_on_a_processor_fit_its_caches(threads: int) -> None:
     assert bucket.chunks[-1].stop == 20
 
 
-def test_the_wide_batch_is_kept_from_step_to_step_unless_it_is_large() -> None:
+def test_the_wide_batch_is_kept_from_step_to_step_unless_it_is_large(on_processor: None) -> None:
     made = problem(((6, 6), (6, 6), (4, 9)))
     optimizer = Schattor(made.params, lr=0.1)
     run(optimizer, made, 1)

@@ -57,7 +57,7 @@ def go_on(optimizer: Schattor, params: list[nn.Parameter], steps: range) -> None
         generator = torch.Generator("cpu").manual_seed(step + 1)
         for index, param in enumerate(params):
             drawn = torch.randn(param.shape, generator=generator, dtype=torch.float64)
-            param.grad = drawn.to(param.dtype)
+            param.grad = drawn.to(param)
             if index == step == 1:
                 param.grad[0, 0] = math.nan
         optimizer.step()

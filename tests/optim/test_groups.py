@@ -201,7 +201,7 @@ def test_patterns_of_block_weights_must_match() -> None:
         Schattor(named, block_weights={"a.*": 2.0, "b.*": 3.0})
 
 
-def test_capturable_needs_a_gpu() -> None:
+def test_capturable_needs_a_gpu(on_processor: None) -> None:
     param = nn.Parameter(torch.zeros(2, 2))
     param.grad = torch.eye(2)
     with pytest.raises(ValueError, match="capturable must be False for parameters on the cpu"):

@@ -45,7 +45,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, A
 
 @pytest.fixture(scope="module")
 def alone() -> list[dict[str, Tensor]]:
-    return trained(sharded=False)
+    with torch.device("cpu"):  # it is made before `on_processor` is
+        return trained(sharded=False)
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS) + len(MEMBERS)))

@@ -73,7 +73,7 @@ def test_explain_and_repr_show_every_bucket_and_its_route() -> None:
         [{"params": made.params[:2], "p": math.inf}, {"params": made.params[2:], "p": 2.0}]
     )
     run(optimizer, made, 1)
-    text = optimizer.explain()
-    assert "group 0: 2 x 8x8 float32 on cpu: chain" in text
-    assert "group 1: 1 x 3x9 float32 on cpu: identity" in text
+    text, device = optimizer.explain(), made.params[0].device
+    assert f"group 0: 2 x 8x8 float32 on {device}: chain" in text
+    assert f"group 1: 1 x 3x9 float32 on {device}: identity" in text
     assert text in repr(optimizer) and "momentum_form: ema" in repr(optimizer)
