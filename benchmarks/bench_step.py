@@ -98,9 +98,8 @@ def polar_error(name: str, shape: Shape, polar: torch.Tensor, device: torch.devi
 
 def _rate_of(plan: planning.Plan, device: torch.device) -> float:
     """Of products, in units of `measure_peak`: a vector holds twice as many in half precision."""
-    facts = planning.device_facts(device)
-    vectors = {torch.float16: facts.float16_vectors, torch.bfloat16: facts.bfloat16_vectors}
-    return 2.0 if vectors.get(plan.dtype) and not plan.gram else 1.0  # float32 on the Gram side
+    halves = plan.dtype in planning.device_facts(device).half_vectors
+    return 2.0 if halves and not plan.gram else 1.0  # float32 on the Gram side
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,10 @@ class DeviceFacts(NamedTuple):
     level: str
 
     @property
-    def float16_vectors(self) -> bool:
-        """Whether our kernels multiply in vectors of float16, twice as many as of float32."""
-        return self.native and self.level in ("avx512_fp16", "amx")
-
-    @property
-    def bfloat16_vectors(self) -> bool:
-        """Whether our kernels multiply vectors of bfloat16, two terms for one of float32."""
-        return self.native and self.level == "avx512_bf16"
+    def half_vectors(self) -> tuple[torch.dtype, ...]:
+        """Half precision in whose vectors our kernels multiply two numbers for one of float32."""
+        found = {"avx512_bf16": torch.bfloat16, "avx512_fp16": torch.float16, "amx": torch.float16}
+        return (found[self.level],) if self.native and self.level in found else ()
 
 
 def device_facts(device: torch.device) -> DeviceFacts:

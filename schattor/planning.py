@@ -52,10 +52,11 @@ _GRAM_ASPECT_SYMMETRIC = 1.5
 _GRAM_ASPECT = 2.0
 # Vectors of half precision serve the direct form, at nearly twice the rate of float32, in which the
 # Gram side stays: equal there (counted).
-_GRAM_ASPECT_HALF_VECTORS = 2.5
-# Thin matrices leave AMX tiles mostly empty and lose most in bfloat16 (prototype, 4096 x 16).
+_GRAM_ASPECT_HALVES = 2.5
+# Levels that multiply bfloat16 faster than float32, up to an aspect: thin matrices leave AMX tiles
+# mostly empty and lose most in bfloat16 (prototype, 4096 x 16).
+_BFLOAT16 = {"amx": ("AMX tiles", 16), "avx512_bf16": ("bfloat16 vectors", _GRAM_ASPECT_HALVES)}
 _THIN_ROWS = 32
-_THIN_ASPECT = 16
 
 # A processor's core takes the whole step of a matrix that its cache holds five times; products of
 # more operations are divided among cores (csrc/cpu/team.h).
@@ -345,11 +346,7 @@ def _chain(
 
 
 def _chain_dtype(
-    rows: int,
-    cols: int,
-    dtype: torch.dtype,
-    facts: DeviceFacts,
-    chain_dtype: torch.dtype | None,
+    rows: int, cols: int, dtype: torch.dtype, facts: DeviceFacts, chain_dtype: torch.dtype | None
 ) -> tuple[torch.dtype, str]:
     if chain_dtype is not None:
         return chain_dtype, "chain_dtype was given"
@@ -359,18 +356,13 @@ def _chain_dtype(
         return torch.float16, "float16 on a GPU: as fast as bfloat16, and more exact"
     if facts.kind == "cuda":
         return torch.bfloat16, "bfloat16 on a GPU without our kernels"
-    if facts.level == "amx":
-        if rows <= _THIN_ROWS or cols >= _THIN_ASPECT * rows:
-            return torch.float32, "float32 since the matrix is thin for AMX tiles"
-        return torch.bfloat16, "bfloat16 since the processor has AMX"
-    if facts.bfloat16_vectors:
-        if rows <= _THIN_ROWS or cols >= _GRAM_ASPECT_HALF_VECTORS * rows:
-            return torch.float32, "float32 since the matrix is small or thin for bfloat16 vectors"
-        return torch.bfloat16, "bfloat16 since the processor has products of its vectors"
-    where = (
-        "on a processor without bfloat16 products" if facts.kind == "cpu" else f"on {facts.kind}"
-    )
-    return torch.float32, f"float32 {where}"
+    if facts.level not in _BFLOAT16:
+        where = "a processor without bfloat16 products" if facts.kind == "cpu" else facts.kind
+        return torch.float32, f"float32 on {where}"
+    products, aspect = _BFLOAT16[facts.level]
+    if rows <= _THIN_ROWS or cols >= aspect * rows:
+        return torch.float32, f"float32 since the matrix is small or thin for {products}"
+    return torch.bfloat16, f"bfloat16 since the processor has {products}"
 
 
 def _float16_size(rows: int) -> float:
@@ -384,9 +376,8 @@ def _float16_size(rows: int) -> float:
 def _gram_side(rows: int, cols: int, dtype: torch.dtype, facts: DeviceFacts) -> tuple[bool, str]:
     saves = facts.native and dtype != torch.bfloat16
     least = _GRAM_ASPECT_SYMMETRIC if saves else _GRAM_ASPECT
-    in_float16 = dtype == torch.float16 and facts.float16_vectors
-    if in_float16 or (dtype == torch.bfloat16 and facts.bfloat16_vectors):
-        least = _GRAM_ASPECT_HALF_VECTORS
+    if dtype in facts.half_vectors:
+        least = _GRAM_ASPECT_HALVES
     aspect = cols / max(1, rows)
     relation = "at least" if aspect >= least else "below"
     return aspect >= least, f"aspect {aspect:.3g} is {relation} {least:g}"

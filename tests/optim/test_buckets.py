@@ -80,7 +80,7 @@ def test_chunks_cover_the_bucket_within_the_workspace() -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_chunks_on_a_processor_fit_its_caches(threads: int) -> None:
     key = BucketKey(0, 512, 512, torch.float32, torch.float32, None, torch.device("cpu"))
-    optimizer = Schattor([torch.nn.Parameter(torch.zeros(8, 8))], p=3)
+    optimizer = Schattor([torch.nn.Parameter(torch.zeros(8, 8))], p=3, chain_dtype=torch.float32)
     bucket = Bucket("test", key, optimizer.param_groups[0])
     for index in range(20):
         bucket.add(str(index), torch.empty(512, 512), None, None, 1.0, ({}, ""))

@@ -203,4 +203,5 @@ def test_splus_moves_vectors_by_their_sign_at_a_rate_of_their_own() -> None:
         optimizer.step()
         w = rule.step(w, g)
     assert torch.allclose(param.detach(), w, atol=1e-15)
-    assert scheduler.get_last_lr() == [0.1 * 0.001 * 0.5]
+    assert scheduler.get_last_lr() == [0.1 * 0.5]
+    assert optimizer.param_groups[0]["nonstandard_constant"] == 0.001
