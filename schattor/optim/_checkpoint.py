@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from schattor.optim._formats import check_format, with_columns
 from schattor.optim._preconditioned import statistics_shapes
 from schattor.optim._settings import Group, check_group, check_together, plain
 from schattor.optim._sharded import ShardedSteps
@@ -85,6 +86,9 @@ def check_state_dict(who: str, groups: list[Group], state_dict: Mapping[str, Any
         for identity, param in zip(new["params"], old["params"], strict=True):
             entry = state_dict["state"].get(identity, {})
             _check_entry(who, identity, param, entry, statistics_shapes(param.shape, merged[-1]))
+            if merged[-1]["rule"] == "matrix" and param.ndim > 2:
+                entry = with_columns(param, entry, merged[-1])
+                check_format(who, f"parameter {identity}", param, entry, merged[-1])
     check_together(who, merged)
 
 
@@ -112,11 +116,15 @@ def _check_entry(
 def restored(param: Tensor, entry: Mapping[str, Any], group: Group) -> dict[str, Any]:
     """A saved state entry as copies beside the parameter, in its memory format.
 
+    What it keeps by column stays in the order that it says until the next step, which follows.
+
     Moments of the matrix rule keep the dtype that they were saved in: torch's own loader would
     round float32 moments of a bfloat16 parameter. The other rules are torch's, whose moments have
     the parameter's dtype.
     """
     own: dict[str, Any] = {}
+    if group["rule"] == "matrix":
+        entry = with_columns(param, entry, group)
     for key, value in entry.items():
         if isinstance(value, Tensor) and key != "step":
             value = laid_as(param, value)

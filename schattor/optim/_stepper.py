@@ -25,6 +25,7 @@ from schattor.optim._directed import (
     independent,
 )
 from schattor.optim._entries import suffixes
+from schattor.optim._formats import follow_formats
 from schattor.optim._fused import fused_step
 from schattor.optim._groups import (
     block_weight,
@@ -166,6 +167,7 @@ class Stepper:
     def _plan(self, groups: list[Group], state: State) -> None:
         self.forget()
         self._refuse(groups)
+        follow_formats(self._who, groups, state)
         create_state(groups, state, self.chooser)
         buckets: dict[BucketKey, Bucket] = {}
         for group_index, group in enumerate(groups):
