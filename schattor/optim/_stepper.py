@@ -15,6 +15,7 @@ from schattor.adaptive.chooser import Chooser
 from schattor.blocks import block_views
 from schattor.directions import wide_direction
 from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source
+from schattor.optim._changes import Changes
 from schattor.optim._chosen import Chosen, Seen, inputs_of
 from schattor.optim._directed import (
     Coupling,
@@ -69,7 +70,7 @@ class Stepper:
         self.sharded: list[tuple[int, str, Tensor]] = []
         self.watched: dict[Tensor, Tensor] = {}
         """Whose inputs a chooser knows, where it is not the parameter itself."""
-        self._who = who
+        self._who, self._changes = who, Changes(who)
         self._kept: dict[torch.dtype, Tensor] = {}
         self._moving: list[Tensor] = []
         # Parameters that are one block each, as (list, position, tall, parameter): the loop over
@@ -94,6 +95,7 @@ class Stepper:
     def prepare(self, groups: list[Group], state: State) -> None:
         """Plan again if needed. All checks of a step are here, before anything is written."""
         try:
+            self._changes.check(groups)
             if self._signature is None or self._signature != signature(groups, state):
                 self._plan(groups, state)
             changed = [bucket.follow(groups[bucket.key.group_index]) for bucket in self.buckets]
@@ -121,6 +123,7 @@ class Stepper:
         if self._captured is None:
             self.prepare(groups, state)
             return
+        self._changes.check(groups)
         for bucket, captured in zip(self.buckets, self._captured, strict=True):
             bucket.follow(groups[bucket.key.group_index])
             if replace(bucket.plan, reason=captured.reason) != captured:
