@@ -115,8 +115,9 @@ def table(history: History) -> str:
         kind = name.removesuffix(".weight").rpartition(".")[2]
         kinds.setdefault(kind, []).append([p for _, p in chosen])
     steps = [step for step, _ in next(iter(history.values()))]
-    places = (0, len(steps) // 2, -1)
-    lines = [["layer", *(f"step {steps[place]}" for place in places)], ["---"] * 4]
+    places = sorted({0, len(steps) // 2, len(steps) - 1})  # a short run has fewer choices
+    head = ["layer", *(f"step {steps[place]}" for place in places)]
+    lines = [head, ["---"] * len(head)]
     for kind, rows in kinds.items():
         lines.append([kind, *(f"{min(row[i] for row in rows):.1f}" for i in places)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -25,7 +25,15 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-__all__ = ["BlockSpec", "block_shapes", "block_views", "describe_blocks", "fans"]
+__all__ = [
+    "BlockSpec",
+    "block_shapes",
+    "block_views",
+    "column_order",
+    "describe_blocks",
+    "fans",
+    "flattened",
+]
 
 
 class BlockSpec(TypedDict, total=False):
@@ -91,7 +99,8 @@ def block_views(
             "block_views: cols can split a matrix only, not the flattened dimensions of a"
             f" convolution, got shape {tuple(tensor.shape)}"
         )
-    parts = [_flattened(tensor.detach(), batch, tensor if like is None else like)]
+    order = column_order(tensor if like is None else like, spec)
+    parts = [flattened(tensor.detach(), order)]
     for key in ("rows", "cols"):
         if key in spec:
             parts = [piece for part in parts for piece in _split(part, key, spec)]
@@ -101,6 +110,39 @@ def block_views(
     # Split before the batch is taken apart: a few calls, however many experts there are.
     of_parts = [_unbound(part, batch) for part in parts]
     return [view for views in zip(*of_parts, strict=True) for view in views]
+
+
+def column_order(tensor: Tensor, spec: BlockSpec | None = None) -> tuple[int, ...]:
+    """The dimensions that make the columns of a tensor's matrices, in the order of memory.
+
+    >>> column_order(torch.empty(8, 3, 5, 5).to(memory_format=torch.channels_last))
+    (2, 3, 1)
+    """
+    inner = range((spec or {}).get("batch", 0) + 1, tensor.ndim)
+    strides, sizes = tensor.stride(), tensor.shape
+    # A dimension of size one may have any stride; it must not decide the order.
+    order = sorted((d for d in inner if sizes[d] > 1), key=lambda d: -strides[d])
+    return (*order, *(d for d in inner if sizes[d] == 1))
+
+
+def flattened(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """``[batch..., rows, cols]``, a view, columns in an order as :func:`column_order` gives it.
+
+    Raises ValueError for strides in which that is no view.
+    """
+    leading = tensor.ndim - len(order)
+    if len(order) == 1:
+        return tensor
+    sizes = tensor.shape
+    cols = prod(sizes[d] for d in order)
+    try:
+        return tensor.permute(*range(leading), *order).view(*sizes[:leading], cols)
+    except RuntimeError:
+        raise ValueError(
+            f"block_views: a tensor of shape {tuple(sizes)} with strides {tensor.stride()} has no"
+            f" view as a matrix of {cols} columns in the order of dimensions {tuple(order)}; copy"
+            " it into torch.empty_like(parameter) first"
+        ) from None
 
 
 def block_shapes(shape: Sequence[int], spec: BlockSpec | None = None) -> list[tuple[int, int]]:
@@ -139,27 +181,6 @@ def describe_blocks(shape: Sequence[int], spec: BlockSpec | None = None) -> str:
         f"{count} x {rows}x{cols}" if count > 1 else f"{rows}x{cols}"
         for (rows, cols), count in counts.items()
     )
-
-
-def _flattened(tensor: Tensor, batch: int, like: Tensor) -> Tensor:
-    """``[batch..., rows, cols]`` of ``[batch..., rows, k1, k2, ...]``, columns as in memory."""
-    leading = batch + 1
-    if tensor.ndim == leading + 1:
-        return tensor
-    inner = range(leading, tensor.ndim)
-    strides, sizes = like.stride(), like.shape
-    # A dimension of size one may have any stride; it must not decide the order.
-    order = sorted((d for d in inner if sizes[d] > 1), key=lambda d: -strides[d])
-    order += [d for d in inner if sizes[d] == 1]
-    cols = prod(sizes[d] for d in inner)
-    try:
-        return tensor.permute(*range(leading), *order).view(*sizes[:leading], cols)
-    except RuntimeError:
-        raise ValueError(
-            f"block_views: a tensor of shape {tuple(tensor.shape)} with strides {tensor.stride()}"
-            f" has no view as a matrix of {cols} columns in the order of strides {strides}; copy"
-            " it into torch.empty_like(parameter) first"
-        ) from None
 
 
 def _split(stack: Tensor, key: str, spec: BlockSpec) -> Sequence[Tensor]:

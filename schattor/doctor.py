@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -107,5 +109,15 @@ def report() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the report; ``--help`` says what it is, and other arguments are refused."""
+    parser = argparse.ArgumentParser(
+        prog="python -m schattor.doctor",
+        description="Print what is built, what each operator uses on this machine, and why.",
+    )
+    parser.parse_args(arguments)
     print(report())
+
+
+if __name__ == "__main__":
+    main()

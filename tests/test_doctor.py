@@ -79,3 +79,15 @@ def test_why_a_gpu_takes_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_which_gpus_machine_code_serves(level: str, built: str, serves: bool) -> None:
     assert doctor.built_for(level, built) == serves
+
+
+def test_the_command_prints_the_report_or_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.main([])
+    assert capsys.readouterr().out == doctor.report() + "\n"
+    for arguments, code in ((["--help"], 0), (["--fast"], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            doctor.main(arguments)
+        assert stopped.value.code == code
+    found = capsys.readouterr()
+    assert "usage: python -m schattor.doctor" in found.out and "operator" in found.out
+    assert "unrecognized arguments: --fast" in found.err

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from schattor.optim._formats import check_format, with_columns
 from schattor.optim._preconditioned import statistics_shapes
 from schattor.optim._settings import Group, check_group, check_together, plain
 from schattor.optim._sharded import ShardedSteps
@@ -81,11 +82,30 @@ def check_state_dict(who: str, groups: list[Group], state_dict: Mapping[str, Any
                 " another version of schattor"
             )
         merged.append(complete(new, old))
+        _check_rule(who, old, merged[-1])
         check_group(who, merged[-1])
         for identity, param in zip(new["params"], old["params"], strict=True):
             entry = state_dict["state"].get(identity, {})
             _check_entry(who, identity, param, entry, statistics_shapes(param.shape, merged[-1]))
+            if merged[-1]["rule"] == "matrix" and param.ndim > 2:
+                entry = with_columns(param, entry, merged[-1])
+                check_format(who, f"parameter {identity}", param, entry, merged[-1])
     check_together(who, merged)
+
+
+def _check_rule(who: str, present: Group, loaded: Group) -> None:
+    """Raise ValueError where loading would make another optimizer of a group."""
+    if loaded["rule"] != present["rule"]:
+        raise ValueError(
+            f"{who}: a group must keep its rule {present['rule']!r}, got {loaded['rule']!r}: load"
+            " what this optimizer saved"
+        )
+    if loaded["rule"] == "matrix" and (loaded["p"] == "auto") != (present["p"] == "auto"):
+        raise ValueError(
+            f"{who}: p must be chosen from data where it was, or neither, got p={loaded['p']!r} for"
+            f" a group of p={present['p']!r}: build the optimizer with that p, or write"
+            f" {present['p']!r} in the state dict's group"
+        )
 
 
 def _check_entry(
@@ -112,11 +132,15 @@ def _check_entry(
 def restored(param: Tensor, entry: Mapping[str, Any], group: Group) -> dict[str, Any]:
     """A saved state entry as copies beside the parameter, in its memory format.
 
+    What it keeps by column stays in the order that it says until the next step, which follows.
+
     Moments of the matrix rule keep the dtype that they were saved in: torch's own loader would
     round float32 moments of a bfloat16 parameter. The other rules are torch's, whose moments have
     the parameter's dtype.
     """
     own: dict[str, Any] = {}
+    if group["rule"] == "matrix":
+        entry = with_columns(param, entry, group)
     for key, value in entry.items():
         if isinstance(value, Tensor) and key != "step":
             value = laid_as(param, value)
@@ -182,7 +206,9 @@ class Checkpointed(Optimizer):
             state_dict: what :meth:`state_dict` gave; tensors are copied.
 
         Raises ValueError or TypeError, before anything is changed, for groups or shapes that do not
-        fit, values that are not allowed, or a format of another version.
+        fit, values that are not allowed, another rule than a group has here, p chosen from data
+        where it is given here or the other way round, statistics that cannot follow a weight into
+        its memory format, or a format of another version.
         """
         handle = self.register_load_state_dict_pre_hook(self._before_loading)
         try:

@@ -93,8 +93,16 @@ def _is_matrix(name: str, param: Tensor) -> bool:
 
 
 def name_of(group_index: int, group: Group, index: int) -> str:
-    """A parameter's name, or its place where the caller gave none."""
+    """A parameter's name, or its place where the caller gave none.
+
+    Raises ValueError where parameters came or went without their names.
+    """
     names = group.get("param_names")
+    if names and len(names) != len(group["params"]):
+        raise ValueError(
+            f"param_groups[{group_index}]: param_names must be as many as params,"
+            f" {len(group['params'])}, got {len(names)}: change both, or use add_param_group"
+        )
     return str(names[index]) if names else f"param_groups[{group_index}][{index}]"
 
 
@@ -115,6 +123,14 @@ def refuse_parameter(who: str, name: str, param: Tensor, group: Group) -> None:
     if param.dtype not in FLOATING and (param.requires_grad or param.grad is not None):
         raise TypeError(
             f"{who}: {name} must be float64, float32, bfloat16 or float16, got {param.dtype}"
+        )
+    repeated = any(
+        step == 0 and size > 1 for step, size in zip(param.stride(), param.shape, strict=True)
+    )
+    if repeated and (param.requires_grad or param.grad is not None):
+        raise ValueError(
+            f"{who}: {name} must have memory for each of its entries, got strides"
+            f" {param.stride()} of shape {tuple(param.shape)}, as expand gives: clone() it"
         )
     if group["rule"] != "matrix":
         return

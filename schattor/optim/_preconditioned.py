@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from schattor import ops
-from schattor.blocks import block_shapes
+from schattor.blocks import block_shapes, column_order
 from schattor.directions import Directions
 from schattor.optim._bases import Bases
 from schattor.optim._entries import suffixes, zeros_as
@@ -92,7 +92,10 @@ def create_statistics(param: Tensor, entry: dict[str, Any], group: Group) -> Non
         entry["graft_sq"] = zeros_as(param, dtype)
     if keeps_squares(group) and "exp_avg_sq" not in entry:
         entry["exp_avg_sq"] = zeros_as(param, dtype)
-    for key, shape in statistics_shapes(param.shape, group).items():
+    shapes, order = statistics_shapes(param.shape, group), column_order(param, group.get("blocks"))
+    if shapes and len(order) > 1 and "columns" not in entry:
+        entry["columns"] = torch.tensor(order, device=param.device)
+    for key, shape in shapes.items():
         if key.startswith(("basis", "root")) and key not in entry:
             entry[key] = torch.eye(shape[0], dtype=dtype, device=param.device)
         elif key not in entry:

@@ -23,6 +23,7 @@ __all__ = [
     "check_group",
     "check_keys",
     "check_together",
+    "number_of",
     "outer_exponent",
     "pin_ratio",
     "plain",
@@ -41,6 +42,8 @@ _ANY_DEVICE = planning.DeviceFacts("cpu", True, "baseline")
 _OTHER_KEYS = (
     *("params", "param_names", "p", "power", "blocks", "format"),
     *("initial_lr", "initial_momentum", "name", "lr_scale"),
+    # What torch's schedulers leave there.
+    *("max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"),
 )
 
 
@@ -302,6 +305,18 @@ def power_of(who: str, group: Group) -> float:
     if group["p"] == "auto":
         return 0.0
     return planning.power_of(who, group["p"], group["power"])
+
+
+def number_of(who: str, dial: str, schedule: Callable[[int], Any], taken: int) -> float:
+    """What a function given as p or power gives after so many steps; TypeError for no number."""
+    found = schedule(taken)
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{who}: {dial} must be a function that gives a number, got {found!r} of"
+            f" {schedule!r} after {taken} steps"
+        ) from None
 
 
 def scale_of(group: Group) -> str:

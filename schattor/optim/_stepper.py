@@ -15,6 +15,7 @@ from schattor.adaptive.chooser import Chooser
 from schattor.blocks import block_views
 from schattor.directions import wide_direction
 from schattor.optim._buckets import Bucket, BucketKey, Measured, Place, Source, tell_apart
+from schattor.optim._changes import Changes
 from schattor.optim._chosen import Chosen, Seen, inputs_of
 from schattor.optim._directed import (
     Coupling,
@@ -25,6 +26,7 @@ from schattor.optim._directed import (
     independent,
 )
 from schattor.optim._entries import suffixes
+from schattor.optim._formats import follow_formats
 from schattor.optim._fused import fused_step
 from schattor.optim._groups import (
     block_weight,
@@ -68,7 +70,7 @@ class Stepper:
         self.sharded: list[tuple[int, str, Tensor]] = []
         self.watched: dict[Tensor, Tensor] = {}
         """Whose inputs a chooser knows, where it is not the parameter itself."""
-        self._who = who
+        self._who, self._changes = who, Changes(who)
         self._kept: dict[torch.dtype, Tensor] = {}
         self._moving: list[Tensor] = []
         # Parameters that are one block each, as (list, position, tall, parameter): the loop over
@@ -93,6 +95,7 @@ class Stepper:
     def prepare(self, groups: list[Group], state: State) -> None:
         """Plan again if needed. All checks of a step are here, before anything is written."""
         try:
+            self._changes.check(groups)
             if self._signature is None or self._signature != signature(groups, state):
                 self._plan(groups, state)
             changed = [bucket.follow(groups[bucket.key.group_index]) for bucket in self.buckets]
@@ -120,6 +123,7 @@ class Stepper:
         if self._captured is None:
             self.prepare(groups, state)
             return
+        self._changes.check(groups)
         for bucket, captured in zip(self.buckets, self._captured, strict=True):
             bucket.follow(groups[bucket.key.group_index])
             if replace(bucket.plan, reason=captured.reason) != captured:
@@ -166,6 +170,7 @@ class Stepper:
     def _plan(self, groups: list[Group], state: State) -> None:
         self.forget()
         self._refuse(groups)
+        follow_formats(self._who, groups, state)
         create_state(groups, state, self.chooser)
         buckets: dict[BucketKey, Bucket] = {}
         for group_index, group in enumerate(groups):

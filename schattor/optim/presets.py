@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -70,23 +70,13 @@ class Muon(Schattor):
         capturable: bool = False,
     ) -> None:
         """See the class."""
-        scales: dict[str | None, Literal["spectral", "rms"]] = {
-            None: "spectral",
-            "original": "spectral",
-            "match_rms_adamw": "rms",
-        }
-        if adjust_lr_fn not in scales:
-            raise ValueError(
-                'Muon: adjust_lr_fn must be None, "original" or "match_rms_adamw",'
-                f" got {adjust_lr_fn!r}"
-            )
         super().__init__(
             params,
             lr,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
-            scale=scales[adjust_lr_fn],
+            scale=_scale(adjust_lr_fn),
             steps=ns_steps,
             coefficients=_row(ns_coefficients),
             betas=betas,
@@ -95,6 +85,33 @@ class Muon(Schattor):
             maximize=maximize,
             capturable=capturable,
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as `Schattor`; one of ``torch.optim.Muon`` keeps what it says there."""
+        if not isinstance(param_group, dict):
+            return super().add_param_group(param_group)
+        group = {key: value for key, value in param_group.items() if key not in _TORCHS}
+        if "ns_coefficients" in param_group:
+            group["coefficients"] = _row(param_group["ns_coefficients"])
+        if "ns_steps" in param_group:
+            group["steps"] = param_group["ns_steps"]
+        if "adjust_lr_fn" in param_group:
+            group["scale"] = _scale(param_group["adjust_lr_fn"])
+        super().add_param_group(group)
+
+
+# Keys of groups of torch.optim.Muon that have other names here.
+_TORCHS = ("ns_coefficients", "ns_steps", "adjust_lr_fn")
+
+
+def _scale(adjust_lr_fn: str | None) -> Literal["spectral", "rms"]:
+    if adjust_lr_fn in (None, "original"):
+        return "spectral"
+    if adjust_lr_fn == "match_rms_adamw":
+        return "rms"
+    raise ValueError(
+        f'Muon: adjust_lr_fn must be None, "original" or "match_rms_adamw", got {adjust_lr_fn!r}'
+    )
 
 
 def _row(coefficients: str | tuple[float, float, float]) -> str:

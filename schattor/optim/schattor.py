@@ -25,6 +25,7 @@ from schattor.optim._settings import (
     check_group,
     check_keys,
     check_together,
+    number_of,
     plain,
     resolve,
 )
@@ -258,7 +259,7 @@ class Schattor(Watching):
                 self._auto = group["p"] if given else self._auto or AutoP()
                 group["p"] = "auto"
             schedules = {dial: group[dial] for dial in ("p", "power") if callable(group[dial])}
-            group.update({dial: float(schedule(0)) for dial, schedule in schedules.items()})
+            group.update({d: number_of(self._who, d, each, 0) for d, each in schedules.items()})
             self._refuse(group, schedules)
             adamw_lr = group.pop("adamw_lr")
             if group["rule"] == "adamw" and adamw_lr is not None and not own_rate:
@@ -308,7 +309,7 @@ class Schattor(Watching):
         for index, schedules in self._schedules.items():
             group = self.param_groups[index]
             taken = self._steps_taken(group)
-            found = {dial: float(schedule(taken)) for dial, schedule in schedules.items()}
+            found = {d: number_of(self._who, d, each, taken) for d, each in schedules.items()}
             group.update({"p": None, "power": None, **found})
         self._prepare_choice()
         if _is_capturing():

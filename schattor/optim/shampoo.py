@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from schattor.optim._settings import Group
+from schattor.optim._settings import Group, check
 from schattor.optim.schattor import Params, Schattor
 
 __all__ = ["KLSOAP", "SOAP", "KLShampoo", "Shampoo"]
@@ -61,6 +61,7 @@ class Shampoo(Schattor):
         maximize: bool = False,
     ) -> None:
         """See the class."""
+        check(type(self).__name__, "betas", betas)
         if start_preconditioning_step != -1:
             self._fixed = {"start_preconditioning_step": start_preconditioning_step}
         self._most = max_preconditioner_dim
@@ -138,6 +139,7 @@ class KLShampoo(Schattor):
         maximize: bool = False,
     ) -> None:
         """See the class."""
+        check(type(self).__name__, "betas", betas)
         self._fixed = {"init_factor": init_factor, "max_clamp": max_clamp_value}
         super().__init__(
             params,
@@ -222,6 +224,7 @@ class SOAP(Schattor):
         maximize: bool = False,
     ) -> None:
         """See the class."""
+        check(type(self).__name__, "betas", betas)
         super().__init__(
             params,
             lr,

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+import torch.fx
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
@@ -146,6 +148,11 @@ def refuse(site: Site) -> None:
         problem = "is not initialised yet: run one forward pass first"
     elif not param.requires_grad:
         return
+    elif param.ndim > 1 and (kind := _without_types(site)):
+        problem = (
+            f"lies in {kind} module, which has lost the types of its layers: build the optimizer,"
+            " or route, before, from the module itself"
+        )
     elif hasattr(param, "ds_id") or hasattr(param, "ds_shape"):
         shape = tuple(getattr(param, "ds_shape", ()))
         problem = f"is a DeepSpeed ZeRO-3 partition of a weight {shape}: use ZeRO stage 0 or FSDP2"
@@ -165,3 +172,19 @@ def refuse(site: Site) -> None:
     else:
         return
     raise ValueError(f"route: parameter {name!r} {problem}")
+
+
+def _without_types(site: Site) -> str:
+    """What kind of module has made all layers one class, or "" if the owner's type is its own.
+
+    A module that torch.fx traced keeps those of torch's layers: only what it inlined has none.
+    """
+    owner = site.owner
+    if isinstance(owner, torch.jit.ScriptModule):
+        return "a scripted or traced"
+    if type(owner).__module__ == "torch.export.unflatten":
+        return "an exported"
+    if any(isinstance(module, torch.fx.GraphModule) for module in site.path):
+        if type(owner) is nn.Module or type(owner).__name__ == "GraphModule":
+            return "an exported or traced"
+    return ""

@@ -22,9 +22,9 @@ def render(entries: Sequence[Entry]) -> str:
 
 def _folded(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
     """Rows of the table; names that differ in numbers only share one, with a count."""
-    counts: dict[tuple[str, ...], int] = {}
+    fold = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+    rows: dict[tuple[str, ...], list[Entry]] = {}
     for entry in entries:
-        fold = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
         blocks = describe_blocks(entry.param.shape, entry.blocks) if entry.rule == "matrix" else ""
         options = "".join(f", {key}={value}" for key, value in entry.options.items())
         row = (
@@ -34,8 +34,11 @@ def _folded(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
             blocks,
             fold.sub("*", entry.reason),
         )
-        counts[row] = counts.get(row, 0) + 1
-    return [(f"{count} x" if count > 1 else "", *row) for row, count in counts.items()]
+        rows.setdefault(row, []).append(entry)
+    return [
+        (f"{len(found)} x", *row) if found[1:] else ("", found[0].name, *row[1:4], found[0].reason)
+        for row, found in rows.items()
+    ]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -114,7 +114,7 @@ def test_p_by_layer_is_drawn_in_the_order_of_the_model(
     for chosen in document["powers"].values():
         assert [step for step, _ in chosen] == [10, 20]
         assert all(0 <= power <= 1 for _, power in chosen)
-    assert "| step 10 | step 20 |" in printed and printed.count("_proj |") == 7
+    assert "| step 10 | step 20 |\n" in printed and printed.count("_proj |") == 7
     assert document["held_out_loss"] < math.log(128)
     assert (tmp_path / "p_by_layer.png").read_bytes().startswith(b"\x89PNG")
 

@@ -209,3 +209,67 @@ def test_what_no_rule_can_train_is_refused_by_name(make: Any, message: str) -> N
 def test_lazy_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="route: parameter 'weight' is not initialised yet"):
         route(nn.LazyLinear(8))
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.hidden = nn.Embedding(9, 4), nn.Sequential(nn.Linear(4, 5), nn.Tanh())
+        self.out = nn.Linear(5, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.hidden(self.words(x)))  # type: ignore[no-any-return]
+
+
+TOKENS = torch.zeros(2, 3, dtype=torch.int64)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("made_of", "kind"),
+    [
+        (torch.jit.script, "a scripted or traced"),
+        (lambda model: torch.jit.trace(model, TOKENS), "a scripted or traced"),
+        (lambda model: nn.ModuleDict({"part": torch.jit.script(model)}), "a scripted or traced"),
+        (lambda model: torch.export.export(model, (TOKENS,)).module(), "an exported or traced"),
+        (
+            lambda model: torch.export.unflatten(torch.export.export(model, (TOKENS,))),
+            "an exported",
+        ),
+    ],
+    ids=["script", "trace", "a part", "export", "unflatten"],
+)
+def test_layers_that_lost_their_types_are_refused(made_of: Any, kind: str) -> None:
+    model = Words()
+    made = made_of(model)
+
+    with pytest.raises(
+        ValueError, match=rf"words\.weight' lies in {kind} module.*: build the optimizer"
+    ):
+        route(made)
+
+    # The way that the message names.
+    assert len(route(model)) == len([*made.parameters()])
+    for param in made.parameters():
+        param.requires_grad_(False)
+    assert len(route(made)) == 0
+
+
+def test_what_fx_traced_keeps_its_layers() -> None:
+    model = Words()
+    before = [(entry.name, entry.rule) for entry in route(model)]
+    assert [(entry.name, entry.rule) for entry in route(torch.fx.symbolic_trace(model))] == before
+
+
+def test_what_fx_inlined_is_refused() -> None:
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight
+
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), Raw()))
+    with pytest.raises(ValueError, match=r"1\.weight' lies in an exported or traced module"):
+        route(traced)

@@ -35,7 +35,7 @@ def test_layers_that_differ_are_not_folded() -> None:
     text = str(route(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 8), nn.Linear(8, 4))))
 
     assert [row[0] for row in rows(text)][1:7] == [
-        "*.weight", "2 x", "*.weight", "*.bias", "*.weight", "",
+        "0.weight", "2 x", "1.weight", "1.bias", "2.weight", "",
     ]  # fmt: skip
 
 
