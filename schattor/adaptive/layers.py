@@ -1,71 +1,20 @@
-"""The layers that weights belong to, and hooks on them that are there only to record."""
+"""The layers that weights belong to, and what is seen at them."""
 
 from __future__ import annotations
 
-import contextlib
-import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 from torch.utils.hooks import RemovableHandle
 
+from schattor.adaptive.recording import Recorder
 from schattor.adaptive.samples import Collection, Samples, reduce_all
 from schattor.routing.layouts import is_conv1d
 
-__all__ = ["CONVOLUTIONS", "Hook", "LayerMoments", "Layers", "NeverCalled", "Recorder"]
+__all__ = ["CONVOLUTIONS", "LayerMoments", "Layers", "NeverCalled"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-class Hook:
-    """A hook that does nothing in a copy of its module, deep or pickled: nobody records that."""
-
-    def __init__(self, call: Callable[..., Any] | None) -> None:
-        """``call`` is what the module calls; None: nothing."""
-        self._call = call
-
-    def __call__(self, *args: Any) -> Any:
-        """As a hook is called."""
-        return None if self._call is None else self._call(*args)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[None]]:
-        """What copies get."""
-        return Hook, (None,)
-
-
-class Recorder:
-    """Something with hooks on modules while it records."""
-
-    def __init__(self) -> None:
-        """Without hooks."""
-        self._stop: weakref.finalize[Any, Recorder] | None = None
-
-    def _attach(self) -> list[RemovableHandle]:
-        """Put the hooks where they belong."""
-        raise NotImplementedError
-
-    @property
-    def recording(self) -> bool:
-        """Whether hooks are attached."""
-        return self._stop is not None
-
-    def record(self, on: bool) -> None:
-        """Attach the hooks, or remove them; between a backward pass and the next forward.
-
-        A checkpointed layer must find the same hooks when it is recomputed.
-        """
-        if not isinstance(on, bool):
-            raise TypeError(f"{type(self).__name__}.record: on must be a bool, got {on!r}")
-        if on and self._stop is None:
-            _COMPILED.pause()
-            # Runs by itself if this object goes away while it records.
-            self._stop = weakref.finalize(self, _stop, self._attach())
-        elif not on and self._stop is not None:
-            self._stop()
-            self._stop = None
 
 
 class Layers:
@@ -104,7 +53,8 @@ class LayerMoments(Recorder):
     Nothing waits for the device. A captured CUDA graph replays what it captured. Compiled code does
     not see hooks that come later, so while anything records, whatever the process has compiled runs
     eagerly (``torch.compiler.set_stance``). A recorded step costs what an eager step costs, in time
-    and memory; nothing is compiled again for it.
+    and memory; nothing is compiled again for it. Passes inside a transformation of ``torch.func``
+    or a trace, and tensors without numbers (meta, fake), are left out.
 
     Args:
         model: whose modules are searched, once: make another after changing them.
@@ -181,33 +131,6 @@ class LayerMoments(Recorder):
         second time would count every sample once for each rank. Waits for the device.
         """
         reduce_all([each.seen for each in self._layers.values()])
-
-
-class _Compiled:
-    """Keeps compiled code from running while anything records, in whatever order it ends."""
-
-    def __init__(self) -> None:
-        self._recordings = 0
-        self._stance = contextlib.ExitStack()
-
-    def pause(self) -> None:
-        if not self._recordings:
-            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
-        self._recordings += 1
-
-    def resume(self) -> None:
-        self._recordings -= 1
-        if not self._recordings:
-            self._stance.close()
-
-
-_COMPILED = _Compiled()
-
-
-def _stop(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
-    _COMPILED.resume()
 
 
 def _checked(who: str, params: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from schattor.adaptive.samples import Collection, Samples, reduce_all, samples_of
+from schattor.adaptive.samples import ALONE, Collection, Samples, reduce_all, samples_of
 from schattor.blocks import BlockSpec
 
 __all__ = ["OwnMoments", "Widths"]
@@ -75,14 +75,15 @@ class OwnMoments:
     def share(self, param: Tensor, blocks: Sequence[int], found: Samples) -> None:
         """Add samples to each of some blocks; those that had the same have the same again."""
         new: dict[int, Samples | None] = {}
-        for block in blocks:
-            each = self._samples[id(param), block]
-            before = id(each.samples)
-            if before in new:
-                each.samples = new[before]
-            else:
-                each.add(found)
-                new[before] = each.samples
+        with ALONE:
+            for block in blocks:
+                each = self._samples[id(param), block]
+                before = id(each.samples)
+                if before in new:
+                    each.samples = new[before]
+                else:
+                    each.add(found)
+                    new[before] = each.samples
 
     def whole(self, param: Tensor) -> Samples | None:
         """Those for all blocks of a parameter, features ordered as in ``block_views``."""

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import io
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ import torch
 from ranks import join, leave
 from seen import truth
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.functional import jacobian
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
@@ -300,6 +306,73 @@ def test_evaluation_stays_out() -> None:
     assert close(moment, truth(x)) and moment is not None and not moment.requires_grad
 
 
+def shapes_alone(model: nn.Module, x: Tensor) -> None:
+    weights = {name: torch.empty_like(w, device="meta") for name, w in model.state_dict().items()}
+    functional_call(model, weights, (torch.empty_like(x, device="meta"),))
+
+
+def faked(model: nn.Module, x: Tensor) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model(mode.from_tensor(x))
+        model(x)
+
+
+def by_many(model: nn.Module, x: Tensor) -> None:
+    call: Any = functools.partial(jacobian, model, vectorize=True)
+    call(x, create_graph=True).sum().backward()
+
+
+TRANSFORMED: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "vmap": lambda model, x: torch.vmap(model)(x).sum().backward(),
+    "grad": lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),
+    "jvp": lambda model, x: torch.func.jvp(model, (x,), (x,)),
+    "jacrev": lambda model, x: torch.func.jacrev(model)(x).sum().backward(),
+    "hessian": lambda model, x: torch.func.hessian(lambda x: model(x).sum())(x),
+    "meta": shapes_alone,
+    "fake": faked,
+    "trace": lambda model, x: torch.jit.trace(model, x),
+    "export": lambda model, x: torch.export.export(model, (x,)),
+    "export strictly": lambda model, x: torch.export.export(model, (x,), strict=True),
+    "graph": lambda model, x: make_fx(model)(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit
+@pytest.mark.parametrize("way", TRANSFORMED)
+@pytest.mark.parametrize("kind", [InputMoments, OutputMoments])
+def test_transformed_and_traced_passes_stay_out(kind: type[LayerMoments], way: str) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)), torch.randn(20, 6)
+    moments = kind(model, model.parameters())
+    moments.record(True)
+    TRANSFORMED[way](model, x)
+    assert [moments.samples(param) for param in model.parameters()] == [None] * 4
+    model(x).square().sum().backward()
+    found = moments.moment(model[2].weight)
+    assert found is not None and found.isfinite().all() and found.norm() > 0
+
+
+def test_gradients_of_many_outputs_at_once_stay_out() -> None:
+    """Nor do layers fail of which, where the loss is of derivatives, there is no gradient."""
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), torch.randn(4, 6)
+    moments = OutputMoments(model, model.parameters())
+    moments.record(True)
+    by_many(model, x)
+    assert [moments.samples(param) for param in model.parameters()] == [None] * 4
+
+
+@pytest.mark.parametrize("kind", [InputMoments, OutputMoments])
+def test_threads_add_up(kind: type[LayerMoments]) -> None:
+    model, xs = nn.Linear(6, 4), torch.randn(40, 5, 6)
+    moments = kind(model, model.parameters())
+    moments.record(True)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda x: model(x).square().sum().backward(), xs))
+    samples = moments.samples(model.weight)
+    assert samples is not None and int(samples.number) == 200
+    expected = xs if kind is InputMoments else 2 * model(xs)
+    assert close(moments.moment(model.weight), truth(expected.flatten(0, 1)), 1e-5)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing(reentrant: bool) -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4))
@@ -506,6 +579,36 @@ def test_recordings_that_overlap(compilations: list[str]) -> None:
     second.record(False)
     compiled(x)
     assert compilations == ["compiled", "ran"]
+
+
+def stance() -> str:
+    """The compiler's, which setting it tells."""
+    probe = torch.compiler.set_stance("default")
+    probe.__exit__(None, None, None)
+    return str(probe.prev.stance)
+
+
+@pytest.mark.usefixtures("compilations")
+def test_stances_of_others_stay_theirs() -> None:
+    model = nn.Linear(6, 4)
+    moments = InputMoments(model, model.parameters())
+    moments.record(True)
+    assert stance() == "force_eager"
+    with torch.compiler.set_stance("eager_on_recompile"):  # begins while we record
+        moments.record(False)
+        assert stance() == "eager_on_recompile"
+    assert stance() == "default"
+    with torch.compiler.set_stance("eager_on_recompile"):  # ends while we record
+        moments.record(True)
+        assert stance() == "force_eager"
+    assert stance() == "default"
+    moments.record(False)
+    assert stance() == "default"
+    with torch.compiler.set_stance("eager_on_recompile"):  # around a recording
+        moments.record(True)
+        moments.record(False)
+        assert stance() == "eager_on_recompile"
+    assert stance() == "default"
 
 
 def pickled(model: nn.Module) -> nn.Module:
