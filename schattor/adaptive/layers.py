@@ -43,7 +43,8 @@ class LayerMoments(Recorder):
     """Second moments of what is seen at the layers whose weights are given.
 
     Layers are ``nn.Linear``, HuggingFace's ``Conv1D`` and ``nn.Conv1d/2d/3d`` of one group, and
-    classes derived from them. A weight of several layers, or of one that is called several times,
+    classes derived from them that keep their ``forward``: one of their own may multiply something
+    else than what it is given. A weight of several layers, or of one that is called several times,
     sums over all calls. All else is not covered: grouped and transposed convolutions, lookups of
     embeddings, stacked experts, parametrised weights, the way out of ``nn.MultiheadAttention``, and
     what a ``Linear`` and a ``Conv1D`` share, since these read it by different sides.
@@ -147,7 +148,15 @@ def _checked(who: str, params: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 def _is_known(module: nn.Module, ndim: int) -> bool:
     """Whether this is a layer that is covered, whose weight is whole and no flat shard of it."""
     if isinstance(module, CONVOLUTIONS):
-        return module.groups == 1 and ndim == len(module.kernel_size) + 2
+        whole = module.groups == 1 and ndim == len(module.kernel_size) + 2
+        return whole and _keeps_forward(module, CONVOLUTIONS)
+    if is_conv1d(module):
+        return ndim == 2
     # The way out of nn.MultiheadAttention is a layer that is never called.
     linear = isinstance(module, nn.Linear) and not isinstance(module, NeverCalled)
-    return (linear or is_conv1d(module)) and ndim == 2
+    return linear and ndim == 2 and _keeps_forward(module, (nn.Linear,))
+
+
+def _keeps_forward(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is called as one of these, and not as a derived class has it."""
+    return any(type(module).forward is kind.forward for kind in kinds)

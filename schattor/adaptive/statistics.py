@@ -198,7 +198,7 @@ def _is_dense(x: Tensor) -> bool:
 def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor | None:
     """What the kernel sees at each place, ``[batch, places..., in, k...]``: a view of the input.
 
-    None for an input of another shape, which a derived class may take and change.
+    None for an input of another shape, which the layer itself refuses then.
     """
     sizes, dilation = module.kernel_size, module.dilation
     depth = len(sizes)

@@ -468,6 +468,35 @@ def test_compiled_models_run_eagerly_while_they_are_watched() -> None:
     assert_same(seen.moments(), [truth(X[e]) for e in range(E)])
 
 
+class Normed(nn.Linear):
+    """A layer that changes its inputs first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - x.mean(0)) / x.std(0))
+
+
+def test_derived_layers_that_change_their_inputs() -> None:
+    model, x = Normed(IN, OUT), X.flatten(0, 1) * torch.arange(1.0, IN + 1)
+    with Seen(model, {"weight": None}) as seen:
+        model(x)
+    assert_same(seen.moments(), [truth((x - x.mean(0)) / x.std(0))])
+
+
+def test_derived_layers_choose_as_modules_of_ones_own() -> None:
+    def chosen_by(model: nn.Module) -> list[tuple[int, float]]:
+        optimizer = Schattor([("w", model.weight)], lr=0.0, p=ALWAYS)
+        optimizer.watch(model)
+        x = normal(64, 16, seed=2) * torch.arange(1.0, 17) ** -2
+        (model(x) - normal(64, 16, seed=3)).square().sum().backward()
+        optimizer.step()
+        return optimizer.p_history()["w"]
+
+    derived = Normed(16, 16, bias=False)
+    own = Own(derived.weight.detach().clone(), lambda w, x: F.linear((x - x.mean(0)) / x.std(0), w))
+    assert chosen_by(derived) == chosen_by(own)
+    assert chosen_by(derived)[0][1] != 2.0  # which is that of x itself
+
+
 def test_threads_have_each_their_own() -> None:
     model = nn.Sequential(
         nn.Conv1d(8, 8, 3, groups=2, padding=1), nn.Tanh(), nn.ConvTranspose1d(8, 8, 3, padding=1)

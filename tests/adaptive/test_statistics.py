@@ -84,21 +84,13 @@ def test_conv1d_of_transformers() -> None:
     assert close(recorded(model, x).moment(model.weight), truth(x))
 
 
-class Narrow(nn.Linear):
-    """A layer that reads a part of what it is given, by keyword."""
-
-    def forward(self, *, scale: float, x: Tensor) -> Tensor:
-        return super().forward(scale * x[..., : self.in_features])
-
-
-def test_inputs_by_keyword_in_derived_classes() -> None:
-    model = Narrow(6, 4)
+def test_inputs_by_keyword() -> None:
+    model = nn.Linear(6, 4)
+    x = torch.randn(5, 6)
     moments = InputMoments(model, [model.weight])
     moments.record(True)
-    x = torch.randn(5, 6)
 
-    model(scale=2.0, x=x)
-    model(scale=2.0, x=torch.randn(5, 7))  # no input of this layer's width: left out
+    model(input=x)
 
     assert close(moments.moment(model.weight), truth(x))
 
@@ -200,15 +192,16 @@ def test_columns_follow_the_memory_format_of_the_moment() -> None:
     assert torch.equal(moments.moment(model.weight), before[order][:, order])
 
 
-def test_convolutions_that_pad_by_themselves_do_not_fail() -> None:
-    class Padded(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(pad(x, (2, 2, 2, 2)))
+def test_inputs_that_a_layer_refuses_are_left_out() -> None:
+    """What is raised is the layer's own error."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.Conv2d(3, 4, 3))
+    moments = InputMoments(model, model.parameters())
+    moments.record(True)
+    for index, shape in [(0, (5, 7)), (1, (1, 3, 2, 2)), (1, (1, 2, 4, 4)), (1, (4, 4))]:
+        with pytest.raises(RuntimeError, match=r"shapes cannot be|Kernel size|[Ee]xpected"):
+            model[index](torch.randn(shape))
 
-    model = Padded(3, 4, 3)
-
-    assert recorded(model, torch.randn(1, 3, 2, 2)).moment(model.weight) is None
-    assert recorded(model, torch.randn(1, 3, 4, 4)).moment(model.weight) is not None
+    assert all(moments.moment(param) is None for param in model.parameters())
 
 
 # What is covered.
@@ -220,12 +213,24 @@ def test_what_is_covered() -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(4, 4))
 
+    class Derived(nn.Linear):
+        pass
+
+    class Changed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.square())
+
+    class Padded(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(pad(x, (2, 2, 2, 2)))
+
     model = nn.ModuleDict({
         "linear": nn.Linear(4, 4), "conv": nn.Conv2d(4, 4, 3), "transformers": conv1d(4, 4),
         "embedding": nn.Embedding(4, 4), "grouped": nn.Conv2d(4, 4, 3, groups=2), "raw": Raw(),
         "transposed": nn.ConvTranspose1d(4, 4, 3), "bilinear": nn.Bilinear(4, 4, 4),
         "norm": nn.LayerNorm(4), "computed": parametrizations.weight_norm(nn.Linear(4, 4)),
-        "flat": nn.Linear(4, 4), "unwanted": nn.Linear(4, 4),
+        "flat": nn.Linear(4, 4), "unwanted": nn.Linear(4, 4), "derived": Derived(4, 4),
+        "changed": Changed(4, 4), "padded": Padded(4, 4, 3),
     })  # fmt: skip
     model["flat"].weight = nn.Parameter(torch.zeros(16))
     params = dict(model.named_parameters())
@@ -234,7 +239,7 @@ def test_what_is_covered() -> None:
     moments = InputMoments(model, params.values())
 
     covered = {name for name, param in params.items() if moments.covers(param)}
-    assert covered == {"linear.weight", "conv.weight", "transformers.weight"}
+    assert covered == {f"{name}.weight" for name in ("linear", "conv", "transformers", "derived")}
     assert not moments.covers(unwanted) and not moments.covers(nn.Parameter(torch.zeros(4, 4)))
     assert moments.moment(unwanted) is None and moments.moment(params["linear.weight"]) is None
 
