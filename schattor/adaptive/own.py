@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from schattor.adaptive.recording import has_numbers
 from schattor.adaptive.samples import ALONE, Collection, Samples, reduce_all, samples_of
 from schattor.blocks import BlockSpec
 
@@ -54,6 +55,11 @@ class OwnMoments:
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise TypeError(
                 f"{who}: inputs of {widths.name} must be a tensor of floats, got {_words(inputs)}"
+            )
+        if not has_numbers(inputs):
+            raise ValueError(
+                f"{who}: inputs of {widths.name} must be no meta or fake tensor, and of none of"
+                f" torch.func's transformations, got {_words(inputs)}"
             )
         size = self._samples[id(param), block].size
         dense = inputs.layout is torch.strided and not inputs.is_nested

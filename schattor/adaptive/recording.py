@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _TorchDispatchModeKey as Tracer
-from torch._C._functorch import is_legacy_batchedtensor, maybe_current_level
+from torch._C._functorch import (
+    is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
+    maybe_current_level,
+)
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
@@ -34,8 +38,9 @@ def is_counted() -> bool:
 
 
 def has_numbers(x: Tensor) -> bool:
-    """Whether a tensor is neither a shape alone nor many that ``torch.autograd`` takes for one."""
-    return not (x.is_meta or isinstance(x, FakeTensor) or is_legacy_batchedtensor(x))
+    """Whether a tensor is neither a shape alone nor, inside a transformation, many in one."""
+    transformed = is_functorch_wrapped_tensor(x) or is_legacy_batchedtensor(x)
+    return not (x.is_meta or isinstance(x, FakeTensor) or transformed)
 
 
 class Hook:

@@ -95,7 +95,8 @@ class Watching(Checkpointed):
                 inputs that are theirs.
 
         Raises ValueError or TypeError for a parameter, a width, a dtype or a block that is none of
-        these, or with statistics other than those of inputs.
+        these, inputs without numbers of their own (on meta, in a transformation of ``torch.func``),
+        or with statistics other than those of inputs.
 
         >>> import torch
         >>> from schattor import AutoP, Schattor
