@@ -56,7 +56,10 @@ class Chooser:
             else:
                 others = [each for each in params if not self._hooked.covers(each.param)]
                 self._products = Products(model, others, self._own, auto.tokens)
-        self._taken: int | None = None
+        self.taken = 0
+        """Steps that were taken."""
+        self.at_rest = False
+        """Whether nothing is to be chosen any more."""
 
     @property
     def from_gradients(self) -> bool:
@@ -68,23 +71,24 @@ class Chooser:
         """Whether gradients of outputs stand beside inputs."""
         return self.auto.statistics == "kfac"
 
-    def start(self, taken: int) -> None:
-        """Steps that were taken before; recordings begin, or go on from there."""
-        self._taken = taken
-        self._record()
+    def start(self, taken: int, *, wanted: bool = True) -> None:
+        """Steps that were taken before; recordings begin, or go on from there, where wanted."""
+        self.taken = taken
+        self._record(wanted)
 
-    def advance(self) -> None:
-        """A step was taken; watch the next, if it records."""
-        assert self._taken is not None
-        self._taken += 1
-        self._record()
+    def advance(self, *, wanted: bool) -> None:
+        """A step was taken; watch the next, if it records and any p is to be chosen."""
+        self.start(self.taken + 1, wanted=wanted)
 
-    def _record(self) -> None:
-        assert self._taken is not None
+    def pause(self) -> None:
+        """Choose nothing in the next step."""
+        self._record(False)
+
+    def _record(self, wanted: bool) -> None:
         if self.due:
             for moments in self._all_moments():
                 moments.clear()
-        self.due = self.auto.is_due(self._taken)
+        self.due = wanted and not self.at_rest and self.auto.is_due(self.taken)
         for recorder in (self._hooked, self._behind, self._products):
             if recorder is not None:
                 recorder.record(self.due)
@@ -167,5 +171,4 @@ class Chooser:
 
     def remember(self, names: list[str], powers: Tensor) -> None:
         """Keep the powers of some blocks for the history; they are read when somebody asks."""
-        assert self._taken is not None
-        self.history.append((self._taken, names, powers.clone()))
+        self.history.append((self.taken, names, powers.clone()))

@@ -1,71 +1,20 @@
-"""The layers that weights belong to, and hooks on them that are there only to record."""
+"""The layers that weights belong to, and what is seen at them."""
 
 from __future__ import annotations
 
-import contextlib
-import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as NeverCalled
 from torch.utils.hooks import RemovableHandle
 
+from schattor.adaptive.recording import Recorder
 from schattor.adaptive.samples import Collection, Samples, reduce_all
 from schattor.routing.layouts import is_conv1d
 
-__all__ = ["CONVOLUTIONS", "Hook", "LayerMoments", "Layers", "NeverCalled", "Recorder"]
+__all__ = ["CONVOLUTIONS", "LayerMoments", "Layers", "NeverCalled"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-class Hook:
-    """A hook that does nothing in a copy of its module, deep or pickled: nobody records that."""
-
-    def __init__(self, call: Callable[..., Any] | None) -> None:
-        """``call`` is what the module calls; None: nothing."""
-        self._call = call
-
-    def __call__(self, *args: Any) -> Any:
-        """As a hook is called."""
-        return None if self._call is None else self._call(*args)
-
-    def __reduce__(self) -> tuple[type[Hook], tuple[None]]:
-        """What copies get."""
-        return Hook, (None,)
-
-
-class Recorder:
-    """Something with hooks on modules while it records."""
-
-    def __init__(self) -> None:
-        """Without hooks."""
-        self._stop: weakref.finalize[Any, Recorder] | None = None
-
-    def _attach(self) -> list[RemovableHandle]:
-        """Put the hooks where they belong."""
-        raise NotImplementedError
-
-    @property
-    def recording(self) -> bool:
-        """Whether hooks are attached."""
-        return self._stop is not None
-
-    def record(self, on: bool) -> None:
-        """Attach the hooks, or remove them; between a backward pass and the next forward.
-
-        A checkpointed layer must find the same hooks when it is recomputed.
-        """
-        if not isinstance(on, bool):
-            raise TypeError(f"{type(self).__name__}.record: on must be a bool, got {on!r}")
-        if on and self._stop is None:
-            _COMPILED.pause()
-            # Runs by itself if this object goes away while it records.
-            self._stop = weakref.finalize(self, _stop, self._attach())
-        elif not on and self._stop is not None:
-            self._stop()
-            self._stop = None
 
 
 class Layers:
@@ -94,7 +43,8 @@ class LayerMoments(Recorder):
     """Second moments of what is seen at the layers whose weights are given.
 
     Layers are ``nn.Linear``, HuggingFace's ``Conv1D`` and ``nn.Conv1d/2d/3d`` of one group, and
-    classes derived from them. A weight of several layers, or of one that is called several times,
+    classes derived from them that keep their ``forward``: one of their own may multiply something
+    else than what it is given. A weight of several layers, or of one that is called several times,
     sums over all calls. All else is not covered: grouped and transposed convolutions, lookups of
     embeddings, stacked experts, parametrised weights, the way out of ``nn.MultiheadAttention``, and
     what a ``Linear`` and a ``Conv1D`` share, since these read it by different sides.
@@ -104,7 +54,8 @@ class LayerMoments(Recorder):
     Nothing waits for the device. A captured CUDA graph replays what it captured. Compiled code does
     not see hooks that come later, so while anything records, whatever the process has compiled runs
     eagerly (``torch.compiler.set_stance``). A recorded step costs what an eager step costs, in time
-    and memory; nothing is compiled again for it.
+    and memory; nothing is compiled again for it. Passes inside a transformation of ``torch.func``
+    or a trace, and tensors without numbers (meta, fake), are left out.
 
     Args:
         model: whose modules are searched, once: make another after changing them.
@@ -183,33 +134,6 @@ class LayerMoments(Recorder):
         reduce_all([each.seen for each in self._layers.values()])
 
 
-class _Compiled:
-    """Keeps compiled code from running while anything records, in whatever order it ends."""
-
-    def __init__(self) -> None:
-        self._recordings = 0
-        self._stance = contextlib.ExitStack()
-
-    def pause(self) -> None:
-        if not self._recordings:
-            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
-        self._recordings += 1
-
-    def resume(self) -> None:
-        self._recordings -= 1
-        if not self._recordings:
-            self._stance.close()
-
-
-_COMPILED = _Compiled()
-
-
-def _stop(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
-    _COMPILED.resume()
-
-
 def _checked(who: str, params: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     words = f"{who}: params must be an iterable of parameters, got"
     if isinstance(params, Tensor) or not isinstance(params, Iterable):
@@ -224,7 +148,15 @@ def _checked(who: str, params: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 def _is_known(module: nn.Module, ndim: int) -> bool:
     """Whether this is a layer that is covered, whose weight is whole and no flat shard of it."""
     if isinstance(module, CONVOLUTIONS):
-        return module.groups == 1 and ndim == len(module.kernel_size) + 2
+        whole = module.groups == 1 and ndim == len(module.kernel_size) + 2
+        return whole and _keeps_forward(module, CONVOLUTIONS)
+    if is_conv1d(module):
+        return ndim == 2
     # The way out of nn.MultiheadAttention is a layer that is never called.
     linear = isinstance(module, nn.Linear) and not isinstance(module, NeverCalled)
-    return (linear or is_conv1d(module)) and ndim == 2
+    return linear and ndim == 2 and _keeps_forward(module, (nn.Linear,))
+
+
+def _keeps_forward(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is called as one of these, and not as a derived class has it."""
+    return any(type(module).forward is kind.forward for kind in kinds)

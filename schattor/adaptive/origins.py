@@ -106,7 +106,7 @@ class Origins:
 def is_plain(x: Tensor) -> bool:
     """Whether a tensor has memory to look into."""
     plain = type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
-    return plain and x.layout is torch.strided
+    return plain and x.layout is torch.strided and not x.is_meta
 
 
 def sides(x: Tensor) -> list[Side]:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from schattor.adaptive.samples import Collection, Samples, reduce_all, samples_of
+from schattor.adaptive.recording import has_numbers
+from schattor.adaptive.samples import ALONE, Collection, Samples, reduce_all, samples_of
 from schattor.blocks import BlockSpec
 
 __all__ = ["OwnMoments", "Widths"]
@@ -55,6 +56,11 @@ class OwnMoments:
             raise TypeError(
                 f"{who}: inputs of {widths.name} must be a tensor of floats, got {_words(inputs)}"
             )
+        if not has_numbers(inputs):
+            raise ValueError(
+                f"{who}: inputs of {widths.name} must be no meta or fake tensor, and of none of"
+                f" torch.func's transformations, got {_words(inputs)}"
+            )
         size = self._samples[id(param), block].size
         dense = inputs.layout is torch.strided and not inputs.is_nested
         if not dense or not inputs.ndim or inputs.shape[-1] != size:
@@ -75,14 +81,15 @@ class OwnMoments:
     def share(self, param: Tensor, blocks: Sequence[int], found: Samples) -> None:
         """Add samples to each of some blocks; those that had the same have the same again."""
         new: dict[int, Samples | None] = {}
-        for block in blocks:
-            each = self._samples[id(param), block]
-            before = id(each.samples)
-            if before in new:
-                each.samples = new[before]
-            else:
-                each.add(found)
-                new[before] = each.samples
+        with ALONE:
+            for block in blocks:
+                each = self._samples[id(param), block]
+                before = id(each.samples)
+                if before in new:
+                    each.samples = new[before]
+                else:
+                    each.add(found)
+                    new[before] = each.samples
 
     def whole(self, param: Tensor) -> Samples | None:
         """Those for all blocks of a parameter, features ordered as in ``block_views``."""

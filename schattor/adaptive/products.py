@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils.hooks import RemovableHandle
 
-from schattor.adaptive.layers import Hook, NeverCalled, Recorder
+from schattor.adaptive.layers import NeverCalled
 from schattor.adaptive.origins import Origins, is_plain, sides
 from schattor.adaptive.own import OwnMoments, Widths
 from schattor.adaptive.places import Part, Side
-from schattor.adaptive.samples import samples_between, samples_of, unfolded
+from schattor.adaptive.recording import Hook, Recorder
+from schattor.adaptive.samples import ALONE, samples_between, samples_of, unfolded
 from schattor.routing.layouts import is_layer
 
 __all__ = ["Products"]
@@ -76,7 +78,7 @@ class Products(Recorder):
                 self._modules[module] = homes
                 held |= {id(home.of.param) for home in homes}
         self._params = {key: each for key, each in given.items() if key in held}
-        self._seeing = _Seeing(to, tokens, self._modules)
+        self._looking = _Looking(to, tokens, self._modules)
 
     def covers(self, param: nn.Parameter) -> bool:
         """Whether products with this parameter are looked for."""
@@ -86,13 +88,13 @@ class Products(Recorder):
         """Begin or end, as :meth:`Recorder.record`."""
         super().record(on)
         if on:
-            self._seeing.start([*self._params.values()])
+            self._looking.start([*self._params.values()])
 
     def _attach(self) -> list[RemovableHandle]:
-        seeing, handles = self._seeing, []
+        looking, handles = self._looking, []
         for module in self._modules:
-            handles.append(module.register_forward_pre_hook(Hook(seeing.enter)))
-            handles.append(module.register_forward_hook(Hook(seeing.leave), always_call=True))
+            handles.append(module.register_forward_pre_hook(Hook(looking.enter)))
+            handles.append(module.register_forward_hook(Hook(looking.leave), always_call=True))
         return handles
 
 
@@ -115,13 +117,12 @@ class Home(NamedTuple):
     of: Widths
 
 
-class _Seeing(TorchDispatchMode):
-    """Sees products while a module runs forward."""
+class _Looking:
+    """What hooks call: each thread has a mode of its own, and what runs in it."""
 
     def __init__(
         self, to: OwnMoments, tokens: int | None, homes: Mapping[nn.Module, Sequence[Home]]
     ) -> None:
-        super().__init__()
         self._to, self._tokens, self._homes = to, tokens, homes
         self.start([])
 
@@ -130,27 +131,45 @@ class _Seeing(TorchDispatchMode):
         # An interrupt ends a forward pass without a call of any hook.
         while isinstance(left := _get_current_dispatch_mode(), _Seeing):
             left.__exit__(None, None, None)
-        self._running: list[nn.Module] = []
         self._origins = Origins(params)
+        self._here = _Running(self._to, self._tokens, self._origins)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """The hook before a module runs forward."""
-        if not self._running:
-            self.__enter__()
-        self._running.append(module)
-        for home in self._homes[module]:
+        if not self._here.modules:
+            self._here.mode.__enter__()
+        self._here.modules.append(module)
+        for home in self._homes.get(module, ()):  # a replica on another device has none
             now = home.module._parameters.get(home.name)
             # Shards are together while their module runs, in a tensor that takes their place.
             if now is not None and now is not home.of.param and now.shape == home.of.param.shape:
-                self._origins.add(now, home.of)
+                with ALONE:
+                    self._origins.add(now, home.of)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """The hook after it, whether it ended well or not."""
+        modules = self._here.modules
         # Where the hook of another failed before `enter`, what ends here never began.
-        if self._running[-1:] == [module]:
-            self._running.pop()
-            if not self._running:
-                self.__exit__(None, None, None)
+        if modules[-1:] == [module]:
+            modules.pop()
+            if not modules:
+                self._here.mode.__exit__(None, None, None)
+
+
+class _Running(threading.local):
+    """What runs in a thread; each makes its own at its first look."""
+
+    def __init__(self, to: OwnMoments, tokens: int | None, origins: Origins) -> None:
+        self.modules: list[nn.Module] = []
+        self.mode = _Seeing(to, tokens, origins)
+
+
+class _Seeing(TorchDispatchMode):
+    """Sees products while a module runs forward."""
+
+    def __init__(self, to: OwnMoments, tokens: int | None, origins: Origins) -> None:
+        super().__init__()
+        self._to, self._tokens, self._origins = to, tokens, origins
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

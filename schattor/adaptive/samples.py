@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 from schattor.blocks import block_views
 
 __all__ = [
+    "ALONE",
     "Collection",
     "Samples",
     "joined",
@@ -23,6 +25,9 @@ __all__ = [
     "unfolded",
     "whole_of",
 ]
+
+ALONE = threading.RLock()
+"""Held while samples are added to a collection, which several threads may run forward for."""
 
 # Rows of these are kept as they are: a float32 would say no more.
 _HALVES = (torch.bfloat16, torch.float16)
@@ -99,7 +104,8 @@ class Collection:
 
     def add(self, found: Samples) -> None:
         """Take in the samples of one call; they gather on the device of the first."""
-        self.samples = found if self.samples is None else joined([self.samples, found])
+        with ALONE:
+            self.samples = found if self.samples is None else joined([self.samples, found])
 
     def at_home(self) -> Samples:
         """The samples, of which there are some, on the parameter's device."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from schattor.adaptive.layers import CONVOLUTIONS, Hook, LayerMoments, Layers
-from schattor.adaptive.samples import Collection, Samples, samples_of, unfolded, whole_of
+from schattor.adaptive.layers import CONVOLUTIONS, LayerMoments, Layers
+from schattor.adaptive.recording import Hook, has_numbers, is_counted
+from schattor.adaptive.samples import ALONE, Collection, Samples, samples_of, unfolded, whole_of
 
 __all__ = ["InputMoments", "OutputMoments"]
 
@@ -129,7 +130,10 @@ class _Giving(Layers):
             if isinstance(output, Tensor) and output.requires_grad and _is_dense(output):
                 output.register_hook(see)  # type: ignore[no-untyped-call]
 
-        def see(grad: Tensor) -> None:
+        def see(grad: Tensor | None) -> None:
+            # There is none where what is derived twice is linear; of a Jacobian there are many.
+            if grad is None or not (is_counted() and has_numbers(grad)):
+                return
             with torch.no_grad():
                 samples = grad.unsqueeze(0)
                 if samples.numel() and samples.ndim > depth + 1:
@@ -164,18 +168,20 @@ class _Met:
 
         So they do at the next call, and what two calls come to is one more thing to share.
         """
-        found, before = self._found(x, to), to.samples
-        last = self._joined
-        if last is not None and last[0] is before and last[1] is found:
-            to.samples = last[2]
-            return
-        to.add(found)
-        if before is not None and to.samples is not None:
-            self._joined = before, found, to.samples
+        found = self._found(x, to)
+        with ALONE:
+            before, last = to.samples, self._joined
+            if last is not None and last[0] is before and last[1] is found:
+                to.samples = last[2]
+                return
+            to.add(found)
+            if before is not None and to.samples is not None:
+                self._joined = before, found, to.samples
 
     def _found(self, x: Tensor, like: Collection) -> Samples:
-        if self._last is not None and not x.is_inference():
-            read, version, found = self._last
+        last = self._last  # once: another thread may put its own there
+        if last is not None and not x.is_inference():
+            read, version, found = last
             if read() is x and x._version == version and found.dtype == like.dtype:
                 return found
         found = samples_of(x.unsqueeze(0), x.ndim, like, self._tokens)
@@ -185,13 +191,14 @@ class _Met:
 
 
 def _is_dense(x: Tensor) -> bool:
-    return x.layout is torch.strided and not x.is_nested and x.is_floating_point()
+    dense = x.layout is torch.strided and not x.is_nested
+    return dense and x.is_floating_point() and has_numbers(x)
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor | None:
     """What the kernel sees at each place, ``[batch, places..., in, k...]``: a view of the input.
 
-    None for an input of another shape, which a derived class may take and change.
+    None for an input of another shape, which the layer itself refuses then.
     """
     sizes, dilation = module.kernel_size, module.dilation
     depth = len(sizes)

@@ -25,7 +25,7 @@ FORMAT = 1
 """Version of the layout of groups and states, kept in every group as ``format``."""
 
 # Keys that a loaded group does not take from the one in its place.
-_NOT_COMPLETED = ("params", "routes", "adamw_lr")
+_NOT_COMPLETED = ("params", "routes", "adamw_lr", "auto_taken")
 
 # State that has the parameter's shape.
 _SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "graft_sq", "ema", "kept")

@@ -156,6 +156,9 @@ REQUIREMENTS: dict[str, Requirement] = {
     "workspace_mb": _POSITIVE,
     "momentum_dtype": _optional(_DTYPE),
     "routes": Requirement((str,), lambda value: True, "a str"),
+    "auto_taken": Requirement(
+        (Integral,), lambda value: not _is_flag(value) and value >= 0, "an int >= 0"
+    ),
 }
 
 

@@ -20,6 +20,8 @@ from schattor.theory import exponents
 
 __all__ = ["Watching"]
 
+_COUNT = "auto_taken"  # of steps, in groups
+
 
 class Watching(Checkpointed):
     """An optimizer whose groups may have ``p="auto"``."""
@@ -36,7 +38,8 @@ class Watching(Checkpointed):
         such as stacked experts and ``nn.MultiheadAttention``, and in grouped or transposed
         convolutions, products with it are looked for. A weight that is met in neither way keeps the
         p that it begins with, unless its inputs are handed to :meth:`observe`. Hooks are on a
-        forward pass only where its step records.
+        forward pass only where its step records, and see nothing inside transformations of
+        ``torch.func`` and traces.
 
         Raises ValueError where no group has ``p="auto"``, the model holds none of its weights,
         ``blocks`` have a layer's inputs on its other side, or statistics are those of gradients.
@@ -49,6 +52,28 @@ class Watching(Checkpointed):
                 ' got "gradients"'
             )
         self._gather(self._auto, model)
+
+    def unwatch(self) -> None:
+        """Take the hooks off a model that is watched, and choose no p any more.
+
+        Call it when training ends: hooks for a step that never comes would stay on the model, where
+        ``torch.jit.script`` refuses them, and compiled code would run eagerly for ever. Every block
+        keeps its p. :meth:`watch` begins again, after as many steps as were taken. Without a
+        watched model nothing changes.
+
+        >>> import torch
+        >>> from schattor import AutoP, Schattor
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> optimizer = Schattor(model, p=AutoP(warmup=0))
+        >>> len(model[0]._forward_pre_hooks)
+        1
+        >>> optimizer.unwatch()
+        >>> len(model[0]._forward_pre_hooks), optimizer.recording
+        (0, False)
+        """
+        if self._chooser is not None and self._chooser.model is not None:
+            self._chooser.at_rest = True
+            self._chooser.pause()
 
     def observe(self, param: nn.Parameter, inputs: Tensor, *, block: int | None = None) -> None:
         """Add what a parameter multiplied to the statistics of this step's choice of p.
@@ -70,7 +95,8 @@ class Watching(Checkpointed):
                 inputs that are theirs.
 
         Raises ValueError or TypeError for a parameter, a width, a dtype or a block that is none of
-        these, or with statistics other than those of inputs.
+        these, inputs without numbers of their own (on meta, in a transformation of ``torch.func``),
+        or with statistics other than those of inputs.
 
         >>> import torch
         >>> from schattor import AutoP, Schattor
@@ -109,17 +135,19 @@ class Watching(Checkpointed):
         by_gradients = self._auto is not None and not self.wants_model
         if by_gradients and _is_auto(param_group):
             self._refuse_without_momentum([param_group])
+        param_group.pop(_COUNT, None)  # steps of another optimizer, whose group this was
         super().add_param_group(param_group)
-        if self._chooser is not None and self._auto is not None:
-            self._gather(self._auto, None if by_gradients else self._chooser.model)
+        chooser = self._chooser
+        if chooser is not None and self._auto is not None:
+            self._gather(self._auto, None if by_gradients else chooser.model, chooser.at_rest)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; recordings go on from its steps."""
         super().load_state_dict(state_dict)
         if self._chooser is not None:
-            self._chooser.start(self._most_taken())
+            self._chooser.start(self._most_taken(), wanted=bool(self._auto_groups()))
 
-    def _gather(self, auto: AutoP, model: nn.Module | None) -> None:
+    def _gather(self, auto: AutoP, model: nn.Module | None, at_rest: bool = False) -> None:
         """Gather statistics from now on: those of a model, or without one as settings say."""
         if model is None:
             auto = replace(auto, statistics=auto.statistics or "gradients")
@@ -137,7 +165,8 @@ class Watching(Checkpointed):
         if model is not None:
             self._refuse_layers(chooser, widths)
         history = [] if self._chooser is None else self._chooser.history
-        chooser.history, self._chooser, self._stepper.chooser = history, chooser, None
+        chooser.history, chooser.at_rest = history, at_rest
+        self._chooser, self._stepper.chooser = chooser, None
         chooser.start(self._most_taken())
         self._stepper.forget()
 
@@ -184,6 +213,8 @@ class Watching(Checkpointed):
                 f'{self._who}: p must be "auto" from the constructor or add_param_group on, got it'
                 " where neither was told"
             )
+        if not groups and self._chooser is not None:  # each has had another p since the last step
+            self._chooser.pause()
         if chooser is None or not chooser.due:
             return
         if chooser.from_gradients:
@@ -201,13 +232,25 @@ class Watching(Checkpointed):
         chosen = [param for _, group in groups for param in group["params"] if param.numel()]
         chooser = self._chooser
         if chooser is not None and not all(map(chooser.knows, chosen)):
-            self._gather(chooser.auto, chooser.model)
+            self._gather(chooser.auto, chooser.model, chooser.at_rest)
+
+    def _count_step(self) -> None:
+        """A step was taken; where p is chosen from data, groups keep the number of steps.
+
+        The steps of parameters do not tell it: where these take turns none took all. All groups
+        have it, since any may be another's place when it is loaded.
+        """
+        if self._chooser is not None:
+            self._chooser.advance(wanted=bool(self._auto_groups()))
+            for group in self.param_groups:
+                group[_COUNT] = self._chooser.taken
 
     def p_history(self) -> dict[str, list[tuple[int, float]]]:
         """p of every block as it was chosen: ``(steps taken, p)`` of each recording, by name.
 
         Reads from the device what recordings have left there. A power below 0, beyond p = inf, is
-        given as it is.
+        given as it is. It begins anew with each optimizer: state dicts do not hold it, nor do
+        copies.
         """
         found: dict[str, list[tuple[int, float]]] = {}
         for taken, names, powers in self._chooser.history if self._chooser is not None else []:
@@ -217,6 +260,10 @@ class Watching(Checkpointed):
         return found
 
     def _most_taken(self) -> int:
+        """Steps as they were counted; from state dicts without the count, those of parameters."""
+        counts = [int(group[_COUNT]) for group in self.param_groups if _COUNT in group]
+        if counts:
+            return max(counts)
         return max((self._steps_taken(group) for _, group in self._auto_groups()), default=0)
 
     def _steps_taken(self, group: Group) -> int:

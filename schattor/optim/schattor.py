@@ -330,8 +330,7 @@ class Schattor(Watching):
         self._sharded.prepare(self.param_groups, self.state, self._stepper.sharded, chooser)
         waiting = self._stepper.begin(self.param_groups)
         self._sharded.step(self.param_groups, self.state, self._stepper, waiting)
-        if chooser is not None:
-            chooser.advance()
+        self._count_step()
 
     @torch.no_grad()
     def refresh(self) -> None:

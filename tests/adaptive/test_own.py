@@ -215,6 +215,14 @@ def test_groups_that_come_later() -> None:
 # What is refused.
 
 
+def test_inputs_inside_a_transformation_are_refused() -> None:
+    w, optimizer = matrices(6, 4)
+    with pytest.raises(ValueError, match=r"of none of torch.func's transformations, got a"):
+        torch.vmap(lambda x: optimizer.observe(w, x) or x)(normal(5, 4))
+    optimizer.observe(w, normal(5, 4))
+    stepped(optimizer)
+
+
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
@@ -229,11 +237,16 @@ def test_groups_that_come_later() -> None:
         ),
         ((None, torch.ones(2, 6).long()), TypeError, "inputs of w must be a tensor of floats, got"),
         ((None, [1.0]), TypeError, "inputs of w must be a tensor of floats, got list"),
+        (
+            (None, torch.ones(2, 6, device="meta")),
+            ValueError,
+            "inputs of w must be no meta or fake",
+        ),
         ((None, torch.ones(6), 3), ValueError, "block of w must be None or an int in [0, 3), got"),
         ((None, torch.ones(6), -1), ValueError, "block of w must be None or an int in [0, 3)"),
         ((None, torch.ones(6), True), ValueError, "block of w must be None or an int in [0, 3)"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_arguments(args: tuple[Any, ...], error: type[Exception], message: str) -> None:
     w, optimizer = matrices(3, 4, 6, batch=1)

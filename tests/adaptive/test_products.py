@@ -7,6 +7,7 @@ import copy
 import io
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -435,7 +436,7 @@ def test_autocast(ways: dict[str, Callable[..., Any]], way: str) -> None:
         with torch.autocast(x.device.type, torch.bfloat16):
             model(x)
             model(x)
-        held = seen.products._seeing._origins._held
+        held = seen.products._looking._origins._held
         assert held and all(memory.expired() for memory in held)
     assert seen.numbers() == [2 * TOKENS] * E
     assert_same(seen.moments(), [truth(x[e]) for e in range(E)])
@@ -464,6 +465,78 @@ def test_compiled_models_run_eagerly_while_they_are_watched() -> None:
     with Seen(model, {"weight": {"batch": 1}}) as seen:
         compiled(X)
     compiled(X + 1)
+    assert_same(seen.moments(), [truth(X[e]) for e in range(E)])
+
+
+class Normed(nn.Linear):
+    """A layer that changes its inputs first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - x.mean(0)) / x.std(0))
+
+
+def test_derived_layers_that_change_their_inputs() -> None:
+    model, x = Normed(IN, OUT), X.flatten(0, 1) * torch.arange(1.0, IN + 1)
+    with Seen(model, {"weight": None}) as seen:
+        model(x)
+    assert_same(seen.moments(), [truth((x - x.mean(0)) / x.std(0))])
+
+
+def test_derived_layers_choose_as_modules_of_ones_own() -> None:
+    def chosen_by(model: nn.Module) -> list[tuple[int, float]]:
+        optimizer = Schattor([("w", model.weight)], lr=0.0, p=ALWAYS)
+        optimizer.watch(model)
+        x = normal(64, 16, seed=2) * torch.arange(1.0, 17) ** -2
+        (model(x) - normal(64, 16, seed=3)).square().sum().backward()
+        optimizer.step()
+        return optimizer.p_history()["w"]
+
+    derived = Normed(16, 16, bias=False)
+    own = Own(derived.weight.detach().clone(), lambda w, x: F.linear((x - x.mean(0)) / x.std(0), w))
+    assert chosen_by(derived) == chosen_by(own)
+    assert chosen_by(derived)[0][1] != 2.0  # which is that of x itself
+
+
+def test_threads_have_each_their_own() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(8, 8, 3, groups=2, padding=1), nn.Tanh(), nn.ConvTranspose1d(8, 8, 3, padding=1)
+    )
+    xs = normal(40, 2, 8, 16)
+    seen = Seen(model, {"0.weight": {"rows": 2}, "2.weight": {"out": 1}})
+    with seen, ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda x: model(x).sum().backward(), xs))
+    assert seen.numbers("0.weight") == [2 * 40 * 16] * 2
+    assert seen.numbers("2.weight") == [2 * 40 * 16]
+    inputs = model[:2](xs.flatten(0, 1)).detach().mT
+    assert_same(seen.moments("2.weight"), [truth(inputs)])
+
+
+@pytest.mark.parametrize("way", ["vmap", "grad", "jacrev", "hessian", "meta", "trace", "export"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit
+def test_transformed_and_traced_passes_stay_out(way: str) -> None:
+    model, x = Own(normal(OUT, IN), lambda w, x: F.linear(x, w).tanh()), X[0]
+    meta = torch.empty(OUT, IN, device="meta")
+    ways: dict[str, Callable[[], Any]] = {
+        "vmap": lambda: torch.vmap(model)(x).sum().backward(),
+        "grad": lambda: torch.func.grad(lambda x: model(x).sum())(x),
+        "jacrev": lambda: torch.func.jacrev(model)(x).sum().backward(),
+        "hessian": lambda: torch.func.hessian(lambda x: model(x).sum())(x),
+        "meta": lambda: torch.func.functional_call(model, {"weight": meta}, (x.to("meta"),)),
+        "trace": lambda: torch.jit.trace(model, x),
+        "export": lambda: torch.export.export(model, (x,)),
+    }
+    with Seen(model, {"weight": None}) as seen:
+        ways[way]()
+        assert seen.numbers() == [0]
+        model(x)
+    assert seen.numbers() == [TOKENS]
+
+
+def test_transformations_inside_a_module_are_seen() -> None:
+    """There, a product is one of plain tensors."""
+    model = Own(normal(E, OUT, IN), lambda w, x: torch.vmap(F.linear)(x, w))
+    with Seen(model, {"weight": {"batch": 1}}) as seen:
+        model(X)
     assert_same(seen.moments(), [truth(X[e]) for e in range(E)])
 
 
@@ -535,7 +608,7 @@ def test_copies_of_a_model_are_not_watched() -> None:
     with Seen(model, {"in_proj_weight": {"rows": 3}}) as seen:
         with torch.autocast(x.device.type, torch.bfloat16):
             model(x, x, x)
-            assert seen.products._seeing._origins._held  # of casts, which no copy may let go
+            assert seen.products._looking._origins._held  # of casts, which no copy may let go
             torch.save(model, file)
             file.seek(0)
             for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import io
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ import torch
 from ranks import join, leave
 from seen import truth
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.functional import jacobian
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
@@ -78,21 +84,13 @@ def test_conv1d_of_transformers() -> None:
     assert close(recorded(model, x).moment(model.weight), truth(x))
 
 
-class Narrow(nn.Linear):
-    """A layer that reads a part of what it is given, by keyword."""
-
-    def forward(self, *, scale: float, x: Tensor) -> Tensor:
-        return super().forward(scale * x[..., : self.in_features])
-
-
-def test_inputs_by_keyword_in_derived_classes() -> None:
-    model = Narrow(6, 4)
+def test_inputs_by_keyword() -> None:
+    model = nn.Linear(6, 4)
+    x = torch.randn(5, 6)
     moments = InputMoments(model, [model.weight])
     moments.record(True)
-    x = torch.randn(5, 6)
 
-    model(scale=2.0, x=x)
-    model(scale=2.0, x=torch.randn(5, 7))  # no input of this layer's width: left out
+    model(input=x)
 
     assert close(moments.moment(model.weight), truth(x))
 
@@ -194,15 +192,16 @@ def test_columns_follow_the_memory_format_of_the_moment() -> None:
     assert torch.equal(moments.moment(model.weight), before[order][:, order])
 
 
-def test_convolutions_that_pad_by_themselves_do_not_fail() -> None:
-    class Padded(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(pad(x, (2, 2, 2, 2)))
+def test_inputs_that_a_layer_refuses_are_left_out() -> None:
+    """What is raised is the layer's own error."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.Conv2d(3, 4, 3))
+    moments = InputMoments(model, model.parameters())
+    moments.record(True)
+    for index, shape in [(0, (5, 7)), (1, (1, 3, 2, 2)), (1, (1, 2, 4, 4)), (1, (4, 4))]:
+        with pytest.raises(RuntimeError, match=r"shapes cannot be|Kernel size|[Ee]xpected"):
+            model[index](torch.randn(shape))
 
-    model = Padded(3, 4, 3)
-
-    assert recorded(model, torch.randn(1, 3, 2, 2)).moment(model.weight) is None
-    assert recorded(model, torch.randn(1, 3, 4, 4)).moment(model.weight) is not None
+    assert all(moments.moment(param) is None for param in model.parameters())
 
 
 # What is covered.
@@ -214,12 +213,24 @@ def test_what_is_covered() -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(4, 4))
 
+    class Derived(nn.Linear):
+        pass
+
+    class Changed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.square())
+
+    class Padded(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(pad(x, (2, 2, 2, 2)))
+
     model = nn.ModuleDict({
         "linear": nn.Linear(4, 4), "conv": nn.Conv2d(4, 4, 3), "transformers": conv1d(4, 4),
         "embedding": nn.Embedding(4, 4), "grouped": nn.Conv2d(4, 4, 3, groups=2), "raw": Raw(),
         "transposed": nn.ConvTranspose1d(4, 4, 3), "bilinear": nn.Bilinear(4, 4, 4),
         "norm": nn.LayerNorm(4), "computed": parametrizations.weight_norm(nn.Linear(4, 4)),
-        "flat": nn.Linear(4, 4), "unwanted": nn.Linear(4, 4),
+        "flat": nn.Linear(4, 4), "unwanted": nn.Linear(4, 4), "derived": Derived(4, 4),
+        "changed": Changed(4, 4), "padded": Padded(4, 4, 3),
     })  # fmt: skip
     model["flat"].weight = nn.Parameter(torch.zeros(16))
     params = dict(model.named_parameters())
@@ -228,7 +239,7 @@ def test_what_is_covered() -> None:
     moments = InputMoments(model, params.values())
 
     covered = {name for name, param in params.items() if moments.covers(param)}
-    assert covered == {"linear.weight", "conv.weight", "transformers.weight"}
+    assert covered == {f"{name}.weight" for name in ("linear", "conv", "transformers", "derived")}
     assert not moments.covers(unwanted) and not moments.covers(nn.Parameter(torch.zeros(4, 4)))
     assert moments.moment(unwanted) is None and moments.moment(params["linear.weight"]) is None
 
@@ -298,6 +309,73 @@ def test_evaluation_stays_out() -> None:
 
     moment = moments.moment(model.weight)
     assert close(moment, truth(x)) and moment is not None and not moment.requires_grad
+
+
+def shapes_alone(model: nn.Module, x: Tensor) -> None:
+    weights = {name: torch.empty_like(w, device="meta") for name, w in model.state_dict().items()}
+    functional_call(model, weights, (torch.empty_like(x, device="meta"),))
+
+
+def faked(model: nn.Module, x: Tensor) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model(mode.from_tensor(x))
+        model(x)
+
+
+def by_many(model: nn.Module, x: Tensor) -> None:
+    call: Any = functools.partial(jacobian, model, vectorize=True)
+    call(x, create_graph=True).sum().backward()
+
+
+TRANSFORMED: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "vmap": lambda model, x: torch.vmap(model)(x).sum().backward(),
+    "grad": lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),
+    "jvp": lambda model, x: torch.func.jvp(model, (x,), (x,)),
+    "jacrev": lambda model, x: torch.func.jacrev(model)(x).sum().backward(),
+    "hessian": lambda model, x: torch.func.hessian(lambda x: model(x).sum())(x),
+    "meta": shapes_alone,
+    "fake": faked,
+    "trace": lambda model, x: torch.jit.trace(model, x),
+    "export": lambda model, x: torch.export.export(model, (x,)),
+    "export strictly": lambda model, x: torch.export.export(model, (x,), strict=True),
+    "graph": lambda model, x: make_fx(model)(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit
+@pytest.mark.parametrize("way", TRANSFORMED)
+@pytest.mark.parametrize("kind", [InputMoments, OutputMoments])
+def test_transformed_and_traced_passes_stay_out(kind: type[LayerMoments], way: str) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)), torch.randn(20, 6)
+    moments = kind(model, model.parameters())
+    moments.record(True)
+    TRANSFORMED[way](model, x)
+    assert [moments.samples(param) for param in model.parameters()] == [None] * 4
+    model(x).square().sum().backward()
+    found = moments.moment(model[2].weight)
+    assert found is not None and found.isfinite().all() and found.norm() > 0
+
+
+def test_gradients_of_many_outputs_at_once_stay_out() -> None:
+    """Nor do layers fail of which, where the loss is of derivatives, there is no gradient."""
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), torch.randn(4, 6)
+    moments = OutputMoments(model, model.parameters())
+    moments.record(True)
+    by_many(model, x)
+    assert [moments.samples(param) for param in model.parameters()] == [None] * 4
+
+
+@pytest.mark.parametrize("kind", [InputMoments, OutputMoments])
+def test_threads_add_up(kind: type[LayerMoments]) -> None:
+    model, xs = nn.Linear(6, 4), torch.randn(40, 5, 6)
+    moments = kind(model, model.parameters())
+    moments.record(True)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda x: model(x).square().sum().backward(), xs))
+    samples = moments.samples(model.weight)
+    assert samples is not None and int(samples.number) == 200
+    expected = xs if kind is InputMoments else 2 * model(xs)
+    assert close(moments.moment(model.weight), truth(expected.flatten(0, 1)), 1e-5)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -506,6 +584,36 @@ def test_recordings_that_overlap(compilations: list[str]) -> None:
     second.record(False)
     compiled(x)
     assert compilations == ["compiled", "ran"]
+
+
+def stance() -> str:
+    """The compiler's, which setting it tells."""
+    probe = torch.compiler.set_stance("default")
+    probe.__exit__(None, None, None)
+    return str(probe.prev.stance)
+
+
+@pytest.mark.usefixtures("compilations")
+def test_stances_of_others_stay_theirs() -> None:
+    model = nn.Linear(6, 4)
+    moments = InputMoments(model, model.parameters())
+    moments.record(True)
+    assert stance() == "force_eager"
+    with torch.compiler.set_stance("eager_on_recompile"):  # begins while we record
+        moments.record(False)
+        assert stance() == "eager_on_recompile"
+    assert stance() == "default"
+    with torch.compiler.set_stance("eager_on_recompile"):  # ends while we record
+        moments.record(True)
+        assert stance() == "force_eager"
+    assert stance() == "default"
+    moments.record(False)
+    assert stance() == "default"
+    with torch.compiler.set_stance("eager_on_recompile"):  # around a recording
+        moments.record(True)
+        moments.record(False)
+        assert stance() == "eager_on_recompile"
+    assert stance() == "default"
 
 
 def pickled(model: nn.Module) -> nn.Module:

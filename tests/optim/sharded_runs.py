@@ -214,7 +214,7 @@ RESUMED: list[dict[str, Any]] = [
     {"preconditioner": "soap", "precondition_frequency": 3, "workspace_mb": 1e-4},
     {"member": "shampoo", "precondition_frequency": 3},
     {"member": "splus", "inverse_every": 3},
-    {"p": AutoP(warmup=1, interval=1), "scale": "adam"},
+    {"p": AutoP(warmup=1, interval=2), "scale": "adam"},
 ]
 """Interrupted after two of five steps."""
 
