@@ -100,12 +100,6 @@ def _check_rule(who: str, present: Group, loaded: Group) -> None:
             f"{who}: a group must keep its rule {present['rule']!r}, got {loaded['rule']!r}: load"
             " what this optimizer saved"
         )
-    if loaded["rule"] == "matrix" and (loaded["p"] == "auto") != (present["p"] == "auto"):
-        raise ValueError(
-            f"{who}: p must be chosen from data where it was, or neither, got p={loaded['p']!r} for"
-            f" a group of p={present['p']!r}: build the optimizer with that p, or write"
-            f" {present['p']!r} in the state dict's group"
-        )
 
 
 def _check_entry(
@@ -207,8 +201,8 @@ class Checkpointed(Optimizer):
 
         Raises ValueError or TypeError, before anything is changed, for groups or shapes that do not
         fit, values that are not allowed, another rule than a group has here, p chosen from data
-        where it is given here or the other way round, statistics that cannot follow a weight into
-        its memory format, or a format of another version.
+        where it is given here, statistics that cannot follow a weight into its memory format, or a
+        format of another version. Warns of p that was given where it is chosen from data here.
         """
         handle = self.register_load_state_dict_pre_hook(self._before_loading)
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from schattor.adaptive.auto import AutoP
 from schattor.adaptive.chooser import Chooser
@@ -146,6 +148,26 @@ class Watching(Checkpointed):
         super().load_state_dict(state_dict)
         if self._chooser is not None:
             self._chooser.start(self._most_taken(), wanted=bool(self._auto_groups()))
+
+    def _before_loading(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        found = super()._before_loading(_, state_dict)
+        who = f"{self._who}.load_state_dict"
+        for present, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            if self._auto is None and _is_auto({**present, **saved}):
+                raise ValueError(
+                    f"{who}: p must be 'auto' from the constructor where it was saved so, got"
+                    f" p={present['p']!r}: build the optimizer with p='auto', or write a number in"
+                    " the state dict's group"
+                )
+            if _is_auto(present) and not _is_auto({**present, **saved}):
+                # It may have been given by hand in a run that began with "auto".
+                warnings.warn(
+                    f"{who}: p={saved['p']!r} was saved, and is not chosen from data any more, for"
+                    " which this optimizer was built; write 'auto' in the state dict's group if it"
+                    " should be",
+                    stacklevel=2,
+                )
+        return found
 
     def _gather(self, auto: AutoP, model: nn.Module | None, at_rest: bool = False) -> None:
         """Gather statistics from now on: those of a model, or without one as settings say."""

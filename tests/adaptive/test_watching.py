@@ -73,7 +73,8 @@ def test_a_state_dict_with_p_by_hand_is_not_recorded() -> None:
     fixed = Schattor(net, p=4.0)
     train(net, fixed, range(2))
     optimizer = Schattor(other, p=OFTEN)
-    optimizer.load_state_dict(fixed.state_dict())
+    with pytest.warns(UserWarning, match="not chosen from data any more"):
+        optimizer.load_state_dict(fixed.state_dict())
     assert not optimizer.recording and count_hooks(other) == 0 and stance() == "default"
 
 

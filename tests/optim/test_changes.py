@@ -121,20 +121,29 @@ def test_a_load_keeps_the_rule() -> None:
     assert adamw.param_groups[0]["rule"] == "adamw" and not adamw.state
 
 
-def test_a_load_keeps_p_from_data_and_p_given_apart() -> None:
+def test_a_load_makes_no_p_from_data_where_it_was_given() -> None:
     made = problem()
     fixed, auto = Schattor(made.params, p=3.0), Schattor(made.params, p="auto")
-    for first, second in ((fixed, auto), (auto, fixed)):
-        saved = first.state_dict()
-        kept = second.param_groups[0]["p"]
-        with pytest.raises(
-            ValueError, match=r"p must be chosen from data where it was, or neither"
-        ):
-            second.load_state_dict(saved)
-        assert second.param_groups[0]["p"] == kept
-        saved["param_groups"][0]["p"] = kept  # as the message says
-        second.load_state_dict(saved)
-        run(second, made, 1)
+    saved = auto.state_dict()
+    with pytest.raises(ValueError, match="p must be 'auto' from the constructor where it was"):
+        fixed.load_state_dict(saved)
+    assert fixed.param_groups[0]["p"] == 3.0
+    saved["param_groups"][0]["p"] = 3.0  # as the message says
+    fixed.load_state_dict(saved)
+    run(fixed, made, 1)
+
+
+def test_a_load_tells_of_p_that_is_not_chosen_any_more() -> None:
+    made = problem()
+    fixed, auto = Schattor(made.params, p=3.0), Schattor(made.params, p="auto")
+    saved = fixed.state_dict()
+    with pytest.warns(UserWarning, match="p=3.0 was saved, and is not chosen from data any more"):
+        auto.load_state_dict(saved)
+    assert auto.param_groups[0]["p"] == 3.0
+    saved["param_groups"][0]["p"] = "auto"  # as the message says
+    auto.load_state_dict(saved)
+    assert auto.param_groups[0]["p"] == "auto"
+    run(auto, made, 1)
 
 
 @pytest.mark.parametrize("name", ["shampoo", "soap", "kl_shampoo", "kl_soap"])
