@@ -55,7 +55,7 @@ _GRAM_ASPECT = 2.0
 _GRAM_ASPECT_HALVES = 2.5
 # Levels that multiply bfloat16 faster than float32, up to an aspect: thin matrices leave AMX tiles
 # mostly empty and lose most in bfloat16 (prototype, 4096 x 16).
-_BFLOAT16 = {"amx": ("AMX tiles", 16), "avx512_bf16": ("bfloat16 vectors", _GRAM_ASPECT_HALVES)}
+_BFLOAT16 = {"amx": ("AMX tiles", 16), "avx512_bf16": ("bfloat16 vectors", 16)}
 _THIN_ROWS = 32
 
 # A processor's core takes the whole step of a matrix that its cache holds five times; products of
