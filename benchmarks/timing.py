@@ -72,24 +72,27 @@ def interleaved(
     return timings
 
 
-_SIZE = 256
+_SIZE, _CHAIN = 256, 5
 
 
-def _torch_product(x: torch.Tensor, y: torch.Tensor) -> float:
-    torch.mm(x[0], x[1], out=y[0])
-    return 2.0 * _SIZE**3
+def _torch_products(x: torch.Tensor, y: torch.Tensor) -> float:
+    for _ in range(3 * _CHAIN):
+        torch.mm(x[0], x[1], out=y[0])
+    return 3.0 * _CHAIN * 2 * _SIZE**3
 
 
-def _our_product(x: torch.Tensor, y: torch.Tensor) -> float:
-    nothing = torch.zeros(1, dtype=torch.float64)
-    torch.ops.schattor.average_grams(y[:1], x[:1], False, nothing, nothing)
-    return float(_SIZE**2 * (_SIZE + 1))  # of one triangle
+def _our_products(x: torch.Tensor, y: torch.Tensor) -> float:
+    from schattor import ops
+
+    weights, powers = torch.ones(1, _CHAIN + 1).double(), torch.zeros(1).double()
+    ops.chain_direction(x[:1], _CHAIN * [1.5, -0.5, 0.0], weights, powers, False, [])
+    return 4.0 * _CHAIN * _SIZE**3  # two of the three products are of one triangle
 
 
 def _rate(
     workers: int,
-    product: Callable[[torch.Tensor, torch.Tensor], float],
-    products: int = 100,
+    multiply: Callable[[torch.Tensor, torch.Tensor], float],
+    calls: int = 10,
     rounds: int = 9,
 ) -> float:
     """float32 FLOP/s of so many threads together, median.
@@ -100,7 +103,7 @@ def _rate(
     operands = [torch.randn(2, 2, _SIZE, _SIZE) for _ in range(workers)]
 
     def work(mine: torch.Tensor) -> float:
-        return sum(product(*mine) for _ in range(products))
+        return sum(multiply(*mine) for _ in range(calls))
 
     # How many threads a product takes is a setting of the thread that asks for it.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -125,9 +128,9 @@ def _gpu_rate(device: torch.device, size: int = 8192, rounds: int = 9) -> float:
 class Peak:
     """What the device gives now.
 
-    By float32 products of 256 x 256 on each of a processor's threads, torch's or ours, whichever
-    are faster on one; or a float16 product of 8192 x 8192 on a GPU; and by a large copy, whose
-    reads and writes both count.
+    By float32 products of 256 x 256 on each of a processor's threads, torch's or those of our
+    chain, whichever are faster on one; or a float16 product of 8192 x 8192 on a GPU; and by a large
+    copy, whose reads and writes both count.
     """
 
     threads: int
@@ -167,7 +170,7 @@ def measure_peak(device: torch.device = CPU) -> Peak:
         rate = _gpu_rate(device)
         return Peak(1, rate, rate, _copy_rate(device))
     threads = torch.get_num_threads()
-    alone = {product: _rate(1, product) for product in (_torch_product, _our_product)}
+    alone = {multiply: _rate(1, multiply) for multiply in (_torch_products, _our_products)}
     faster = max(alone, key=alone.__getitem__)
     return Peak(threads, alone[faster], _rate(threads, faster), _copy_rate(device))
 

@@ -32,7 +32,9 @@ void force_cpu_level(const std::string& name) {
         name_of(schattor::cpu::detected_level()) + ", got " + name);
   }
   throw std::invalid_argument(
-      "force_cpu_level: level must be baseline, avx2, avx512, avx512_bf16, avx512_fp16 or amx, got " + name);
+      "force_cpu_level: level must be baseline, avx2, avx512, avx512_bf16, avx512_fp16 or amx, "
+      "got " +
+      name);
 }
 
 std::vector<std::string> cpu_levels() {
