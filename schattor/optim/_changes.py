@@ -9,8 +9,8 @@ from schattor.optim._settings import REQUIREMENTS, Group, check, check_group
 
 __all__ = ["Changes"]
 
-# What schedulers write at every step, and what needs no look at other keys.
-_ALONE = frozenset(("lr", "momentum", "weight_decay"))
+# What schedulers, or steps themselves, write at every step, and what needs no look at other keys.
+_ALONE = frozenset(("lr", "momentum", "weight_decay", "auto_taken"))
 
 
 class Changes:
