@@ -8,26 +8,11 @@
 #define SCHATTOR_FLOAT16 1
 #define SCHATTOR_LEVEL avx512_fp16
 #define SCHATTOR_VECTOR_BYTES 64
-#include "rows.inc"
-// products.inc uses the conversions of rows.inc.
-#include "products.inc"
-// And each of these uses those before it.
-#include "half_vectors.inc"
-// Conversions.
-#include "float16_vectors.inc"
-// What is common to both kinds of half precision.
-#include "half_loops.inc"
-// In strips, with sums in float16 or float.
-#include "float16_products.inc"
+#include "half.inc"
 
 namespace schattor::cpu {
 const LevelKernels& avx512_fp16_kernels() {
-  static const LevelKernels table = [] {
-    LevelKernels changed = avx512_kernels();
-    changed.rows.in_float16 = avx512_fp16::half_rows<Float16>();
-    changed.products.in_float16 = avx512_fp16::half_products(avx512_fp16::multiply_halves);
-    return changed;
-  }();
+  static const LevelKernels table = avx512_fp16::with_halves(avx512_kernels());
   return table;
 }
 }  // namespace schattor::cpu
