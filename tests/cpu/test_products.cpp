@@ -218,9 +218,14 @@ void test_vectors_of_halves() {
 int main() {
   lists::at_each_level([] {
     test_level();
+    CHECK(has_bfloat16() == (level() == Level::kAvx512Bf16), "bfloat16 at level %d",
+          static_cast<int>(level()));
+    CHECK(has_float16() == (level() >= Level::kAvx512Fp16 && has_level(Level::kAvx512Fp16)),
+          "float16 at level %d", static_cast<int>(level()));
     test_vectors_of_halves();
   });
   emulate_halves(true);
+  CHECK(has_bfloat16() && has_float16(), "half precision is not emulated");
   test_vectors_of_halves();
   return check::finish();
 }
