@@ -323,6 +323,7 @@ if __name__ == "__main__":  # pip and setuptools run it so; tests import what is
                     "ops/cpu.cpp",
                     "ops/chain_update.cpp",
                     "ops/factorisations.cpp",
+                    "ops/rotate.cpp",
                 ),
                 language="c++",
             ),

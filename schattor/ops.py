@@ -35,6 +35,7 @@ __all__ = [
     "native",
     "partial_svd",
     "power_step",
+    "rotate",
     "scatter_moments",
     "scatter_update",
     "squarings_direction",
@@ -56,10 +57,11 @@ _OPERATORS: tuple[Callable[..., Any], ...] = (
     portable_weighted.scatter_moments,
     portable_weighted.weigh,
 )
-# Those that are torch.linalg's wherever they run.
-_DECOMPOSITIONS: tuple[Callable[..., Any], ...] = (
+# Those that are torch's own wherever kernels of ours are not for processors alone.
+_TORCHS_OWN: tuple[Callable[..., Any], ...] = (
     portable_factors.eigenpairs,
     portable_factors.power_step,
+    portable_factors.rotate,
 )
 
 
@@ -264,6 +266,23 @@ def average_grams(factors: Tensor, wide: Tensor, right: bool, decay: Tensor, sha
     _ops.average_grams(factors, wide, right, decay, share)
 
 
+def rotate(
+    x: Tensor,
+    left: Tensor | None,
+    right: Tensor | None,
+    back: bool = False,
+    least: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """``L' X R`` of each matrix, or ``back``, ``L X R'``; a side that is None is the identity.
+
+    ``x`` is a wide batch, float64 or float32. Of the result, entries of at most ``least`` become 0,
+    and the others are multiplied by ``scale``, both ``[batch]``.
+    """
+    rotated: Tensor = _ops.rotate(x, left, right, back, least, scale)
+    return rotated
+
+
 def eigenpairs(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues, ascending, eigenvectors, and which of the symmetric matrices converged.
 
@@ -331,6 +350,11 @@ def _(params: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return finite, dual, square, scale
 
 
+@torch.library.register_fake("schattor::rotate")
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.register_fake("schattor::eigenpairs")
 def _(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sound = factors.new_empty(factors.shape[0], dtype=torch.bool)
@@ -396,5 +420,5 @@ for _key in _PORTABLE_KEYS:
     for _operator in _OPERATORS:
         _portable_library.impl(_operator.__name__, _announced(_operator, _key), _key)
 for _key in {"CUDA", *_PORTABLE_KEYS}:
-    for _operator in _DECOMPOSITIONS:
+    for _operator in _TORCHS_OWN:
         _portable_library.impl(_operator.__name__, _operator, _key)

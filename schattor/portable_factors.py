@@ -1,7 +1,7 @@
-"""The operators of Kronecker factors in plain torch: decompositions, a batch at a time.
+"""The operators of Kronecker factors in plain torch: decompositions and rotations, by batches.
 
 On a processor C++ hands one matrix to each thread. On a GPU these are the operators themselves, by
-cuSOLVER: nothing of ours would be faster.
+cuSOLVER and cuBLAS: nothing of ours would be faster.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import contextlib
 
 import torch
 from torch import Tensor
+
+from schattor.portable import _per_matrix
 
 
 def _require(holds: bool, message: str) -> None:
@@ -75,3 +77,26 @@ def power_step(factors: Tensor, bases: Tensor, sort: bool) -> tuple[Tensor, Tens
     # Q alone: torch.linalg.qr would form R too, which costs as much as a fifth of it.
     stepped = torch.linalg.householder_product(*torch.geqrf(product))
     return stepped.contiguous(), orders
+
+
+@torch.no_grad()
+def rotate(
+    x: Tensor,
+    left: Tensor | None,
+    right: Tensor | None,
+    back: bool,
+    least: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    """``L' X R`` of each matrix, or ``back``, ``L X R'``; a side that is None is the identity.
+
+    Entries of at most ``least`` become 0, and the others are multiplied by ``scale``.
+    """
+    rotated = x.clone()
+    if left is not None:
+        rotated = torch.bmm(left if back else left.mT, rotated)
+    if right is not None:
+        rotated = torch.bmm(rotated, right.mT if back else right)
+    if least is not None:
+        rotated.masked_fill_(rotated.abs() <= _per_matrix(least, rotated), 0)
+    return rotated if scale is None else rotated.mul_(_per_matrix(scale, rotated))

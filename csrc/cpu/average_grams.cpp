@@ -32,7 +32,7 @@ class GramAverage {
   void solve(int64_t index) {
     const T* x = static_cast<const T*>(args_.wide) + index * args_.rows * args_.cols;
     if (args_.right) {
-      copy(x);
+      load_rows(layout_, depth_, x, y_, team_);
     } else {
       transposer_.load(reinterpret_cast<const char*>(x), y_);
     }
@@ -63,18 +63,6 @@ class GramAverage {
   }
 
   const T* terms_of(const Panel& panel) const { return y_ + panel.strip * layout_.stride(depth_); }
-
-  void copy(const T* x) const {
-    team_.run([&](Share share) {
-      for (int64_t r = share.begin(depth_); r < share.end(depth_); ++r) {
-        T* to = y_ + r * layout_.width;
-        for (int64_t c = 0; c < side_; c += layout_.width, to += layout_.stride(depth_)) {
-          const T* from = x + r * side_ + c;
-          std::copy(from, from + std::min(layout_.width, side_ - c), to);
-        }
-      }
-    });
-  }
 
   void multiply(const Panel& left, const Panel& right) const {
     const int64_t rows = left.layout.columns;

@@ -115,6 +115,20 @@ struct AverageGramsArgs {
 };
 void average_grams(const AverageGramsArgs& args, const Parallel& parallel);
 
+// rotated = Q_L' X Q_R, or back, Q_L X Q_R', with entries of at most least made 0, times scale.
+struct RotateArgs {
+  int64_t batch, rows, cols;
+  Dtype dtype;        // kFloat32 or kFloat64, of all matrices
+  const void* x;      // (batch, rows, cols)
+  const void* left;   // (batch, rows, rows), or null: the identity
+  const void* right;  // (batch, cols, cols), or null: the identity
+  bool back;
+  const double* least;  // (batch), or null: all stay
+  const double* scale;  // (batch), or null: 1
+  void* rotated;        // (batch, rows, cols)
+};
+void rotate(const RotateArgs& args, const Parallel& parallel);
+
 // What a direction comes with: its inner product with the input, and its squared norm.
 struct Direction {
   void* data;      // (batch, rows, cols)

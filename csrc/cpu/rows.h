@@ -69,6 +69,8 @@ struct RowLoops {
   void (*blend)(Blend<T> blend, const T* x, const T* y, int64_t count, T* to);
   // to = shift factor x.
   void (*scale)(Scaling<T> scaling, const T* x, int64_t count, T* to);
+  // to = factor x, and 0 where |x| is at most least.
+  void (*shrink)(T least, T factor, const T* x, int64_t count, T* to);
   // to = x y.
   void (*multiply)(const T* x, const T* y, int64_t count, T* to);
   // to = a v + b g^2.

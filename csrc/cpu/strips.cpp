@@ -119,6 +119,20 @@ Overlap Transposer<T>::store(const T* strips, const char* matrix, char* directio
 }
 
 template <typename T>
+void load_rows(const StripLayout& layout, int64_t rows, const T* matrix, T* strips, Team team) {
+  const int64_t width = layout.width;
+  team.run([&](Share share) {
+    for (int64_t r = share.begin(rows); r < share.end(rows); ++r) {
+      const T* from = matrix + r * layout.columns;
+      T* to = strips + r * width;
+      for (int64_t c = 0; c < layout.columns; c += width, to += layout.stride(rows)) {
+        std::copy(from + c, from + std::min(c + width, layout.columns), to);
+      }
+    }
+  });
+}
+
+template <typename T>
 void clear_padding(const StripLayout& layout, int64_t rows, T* matrix) {
   const int64_t stride = layout.stride(rows);
   for (int64_t strip = 0; strip < layout.strips; ++strip) {
@@ -240,8 +254,9 @@ SCHATTOR_INSTANTIATE(BFloat16)
 template double center<Float16>(const StripLayout&, Float16*);
 template double center<BFloat16>(const StripLayout&, BFloat16*);
 
-// What the Gram side alone needs.
+// What is never in half precision: rows as they are, and what the Gram side alone needs.
 #define SCHATTOR_INSTANTIATE(T)                                                               \
+  template void load_rows<T>(const StripLayout&, int64_t, const T*, T*, Team);                \
   template void combine<T>(const StripLayout&, double, const T*, double, const T*, T*, Team); \
   template void set_identity<T>(const StripLayout&, double, T*);                              \
   template void add_identity<T>(const StripLayout&, double, T*);                              \

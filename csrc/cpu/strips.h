@@ -72,6 +72,10 @@ class Transposer {
   Overlap* overlaps_;  // one for each piece
 };
 
+// A row-major matrix (rows, columns) into strips as it is.
+template <typename T>
+void load_rows(const StripLayout& layout, int64_t rows, const T* matrix, T* strips, Team team);
+
 // Sets the padding of a matrix of so many rows to zero.
 template <typename T>
 void clear_padding(const StripLayout& layout, int64_t rows, T* matrix);

@@ -1,5 +1,6 @@
-// CPU key of the operators that are torch.linalg's own, one matrix a thread: torch takes a batch
-// one by one, and LAPACK makes little of a second thread for matrices of some hundred rows.
+// CPU key of the operators whose decompositions are torch.linalg's, one matrix a thread: torch
+// takes a batch one by one, and LAPACK makes little of a second thread for matrices of some hundred
+// rows.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -12,28 +13,23 @@
 #include <tuple>
 #include <vector>
 
-#include "checks.h"
+#include "arguments.h"
+#include "cpu_key.h"
 
 namespace schattor::ops {
 namespace {
 
 using torch::stable::select;
 
-// An overload of an operator of torch: arguments in, as many results out.
+// An operator of torch: arguments in, as many results out.
 template <size_t results, typename... Args>
-std::array<Tensor, results> call_overload(const char* name, const char* overload,
-                                          const Args&... args) {
+std::array<Tensor, results> call(const char* name, const Args&... args) {
   std::array<StableIValue, std::max(results, sizeof...(Args))> stack{
       torch::stable::detail::from(args)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
   std::array<Tensor, results> found;
   for (size_t i = 0; i < results; ++i) found[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return found;
-}
-
-template <size_t results, typename... Args>
-std::array<Tensor, results> call(const char* name, const Args&... args) {
-  return call_overload<results>(name, "", args...);
 }
 
 // Calls work(i) for every matrix, on as many threads as there are; with fewer matrices than threads
@@ -89,6 +85,17 @@ void sort_columns(const T* basis, T* product, int64_t* order, int64_t size) {
   }
 }
 
+// F Q of symmetric F, which is F' Q.
+void multiply(const Tensor& factors, const Tensor& bases, const Tensor& product) {
+  cpu::RotateArgs args{};
+  args.batch = bases.size(0), args.rows = args.cols = bases.size(1);
+  args.dtype = Arguments<Cpu>::dtype_of(bases);
+  args.x = bases.data_ptr();
+  args.left = factors.data_ptr();
+  args.rotated = product.data_ptr();
+  cpu::rotate(args, torch_threads());
+}
+
 std::tuple<Tensor, Tensor> power_step(Tensor factors, Tensor bases, bool sort) {
   const Checks check("power_step");
   check.square_batch("factors", factors);
@@ -99,11 +106,9 @@ std::tuple<Tensor, Tensor> power_step(Tensor factors, Tensor bases, bool sort) {
   check.device("bases", bases, "factors", factors);
   Tensor stepped = torch::stable::empty_like(bases);
   Tensor orders = torch::stable::new_empty(bases, {sort ? batch : 0, size}, ScalarType::Long);
+  multiply(factors, bases, stepped);
   for_each(batch, [&](int64_t i) {
-    const Tensor basis = select(bases, 0, i);
-    // Into memory of its own dtype, which autocast leaves alone.
-    Tensor product = torch::stable::empty_like(basis);
-    call_overload<1>("aten::mm", "out", select(factors, 0, i), basis, product);
+    const Tensor basis = select(bases, 0, i), product = select(stepped, 0, i);
     if (sort) {
       int64_t* const order = static_cast<int64_t*>(orders.data_ptr()) + i * size;
       if (bases.scalar_type() == ScalarType::Double) {

@@ -43,6 +43,9 @@ STABLE_TORCH_LIBRARY(schattor, library) {
       " Tensor powers, bool gram, int[] restarts, Tensor lr, Tensor factors, Tensor lengths,"
       " Tensor corrections, bool frobenius, bool regularized, Tensor decay)"
       " -> (Tensor finite, Tensor dual, Tensor square, Tensor scale)");
+  library.def(
+      "rotate(Tensor x, Tensor? left, Tensor? right, bool back, Tensor? least, Tensor? scale)"
+      " -> Tensor");
   library.def("eigenpairs(Tensor factors) -> (Tensor values, Tensor vectors, Tensor sound)");
   library.def(
       "power_step(Tensor factors, Tensor bases, bool sort) -> (Tensor bases, Tensor orders)");

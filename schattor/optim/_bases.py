@@ -14,6 +14,9 @@ from schattor.theory.preconditioners import Preconditioner
 
 __all__ = ["Bases"]
 
+# The bases of rows and columns, or None where a side has none.
+Frames = tuple[Tensor | None, Tensor | None]
+
 # Entries of a rotated matrix below this many roundings of its norm are those of a zero.
 _ROUNDING = 4
 
@@ -33,24 +36,22 @@ class Bases(Factors):
         super().__init__(spec, rows, cols, ages)
         self._means = means
 
-    def rotated(self, chunk: slice, wide: Tensor) -> Tensor:
-        """``Q_L' X Q_R`` of matrices of norm 1; what is only rounding is 0.
+    def rotated(self, chunk: slice, raw: Raw) -> Tensor:
+        """``Q_L' G Q_R``; what is only rounding is 0.
 
         A weight or a sign would make of it an entry like any other.
         """
-        if self.rows is not None:
-            wide = torch.bmm(self.rows.frame[chunk].mT, wide)
-        if self.cols is not None:
-            wide = torch.bmm(wide, self.cols.frame[chunk])
-        least = _ROUNDING * torch.finfo(wide.dtype).eps
-        return torch.hardshrink(wide, least, out=wide)
+        least = torch.full_like(raw.norms, _ROUNDING * torch.finfo(raw.wide.dtype).eps)
+        return ops.rotate(raw.wide, *self._frames(chunk), least=least, scale=raw.norms)
 
     def rotated_back(self, chunk: slice, x: Tensor) -> Tensor:
         """``Q_L X Q_R'``."""
-        x = x.to(self.dtype)
-        if self.rows is not None:
-            x = torch.bmm(self.rows.frame[chunk], x)
-        return x if self.cols is None else torch.bmm(x, self.cols.frame[chunk].mT)
+        return ops.rotate(x.to(self.dtype), *self._frames(chunk), back=True)
+
+    def _frames(self, index: Index) -> Frames:
+        rows, cols = self.rows, self.cols
+        left = None if rows is None else rows.frame[index]
+        return left, None if cols is None else cols.frame[index]
 
     def weights(self, chunk: slice, eps: Tensor, shape: Sequence[int]) -> Tensor:
         """``w^2 = s / (1 + eps s)`` of the product s of both sides' inverse roots."""
@@ -105,14 +106,14 @@ class Bases(Factors):
     ) -> None:
         """New bases, and the moments in them; blocks that are ``kept`` stay as they are."""
         sides = (self.rows, self.cols)
-        old: list[Tensor | None] = [None, None]
-        new, orders = [*old], [*old]
-        for i, side in enumerate(sides):
-            if side is not None:
-                old[i] = basis = side.frame[index]
+        old = self._frames(index)
+        new: list[Tensor | None] = [None, None]
+        orders = [*new]
+        for i, (side, basis) in enumerate(zip(sides, old, strict=True)):
+            if side is not None and basis is not None:
                 found, orders[i] = self._turned(side, index, basis, fresh)
                 new[i] = _unless(kept, basis, found)
-        _turn(momenta, kept, old, new)
+        _turn(momenta, kept, old, (new[0], new[1]))
         self._permute(index, squares, kept, orders)
         for side, turned in zip(sides, new, strict=True):
             if side is not None and turned is not None:
@@ -149,8 +150,10 @@ class Bases(Factors):
         assert other.scale is not None
         scale, basis = other.scale[chunk], other.frame[chunk]
         if side.right:
-            return scale[:, :, None] * torch.bmm(basis.mT, wide), scale[:, :, None] * inside
-        return torch.bmm(wide, basis) * scale[:, None, :], inside * scale[:, None, :]
+            scale = scale[:, :, None]
+            return scale * ops.rotate(wide, basis, None), scale * inside
+        scale = scale[:, None, :]
+        return ops.rotate(wide, None, basis) * scale, inside * scale
 
     def _turned(
         self, side: Side, index: Index, old: Tensor, fresh: bool
@@ -207,24 +210,12 @@ def _unless(kept: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
     return new if kept is None else torch.where(kept, old, new)
 
 
-def _turn(
-    x: list[Tensor], kept: Tensor | None, old: list[Tensor | None], new: list[Tensor | None]
-) -> None:
-    """Moments in new bases, ``Q_new' Q_old x (...)'``, in place.
-
-    Rows are the shorter side: there the product of the bases is formed, while columns go by way of
-    the old coordinates.
-    """
-    (old_rows, old_cols), (new_rows, new_cols) = old, new
-    like = old_cols if old_rows is None else old_rows
+def _turn(x: list[Tensor], kept: Tensor | None, old: Frames, new: Frames) -> None:
+    """Moments in new bases, ``Q_new' Q_old x (...)'``, by way of the old coordinates, in place."""
+    like = old[1] if old[0] is None else old[0]
     if not x or like is None:
         return
     stayed = torch.stack([each.to(like.dtype) for each in x])
-    moved = stayed
-    if old_rows is not None and new_rows is not None:
-        moved = torch.bmm(torch.bmm(new_rows.mT, old_rows), moved)
-    if old_cols is not None and new_cols is not None:
-        moved = torch.bmm(torch.bmm(moved, old_cols.mT), new_cols)
-    noise = _ROUNDING * torch.finfo(moved.dtype).eps * moved.norm(dim=(1, 2))
-    moved = torch.where(moved.abs() > noise[:, None, None], moved, 0.0)
+    noise = _ROUNDING * torch.finfo(stayed.dtype).eps * stayed.norm(dim=(1, 2)).double()
+    moved = ops.rotate(ops.rotate(stayed, *old, back=True), *new, least=noise)
     torch._foreach_copy_(x, list(_unless(kept, stayed, moved).unbind()))

@@ -178,8 +178,7 @@ class Preconditioned:
             if self.roots is not None:
                 self.roots.learn(chunk, raw, self._taken, group)
         if self.bases is not None:
-            inside = self.bases.rotated(chunk, raw.wide)
-            inside *= raw.norms.to(inside.dtype)[:, None, None]
+            inside = self.bases.rotated(chunk, raw)
             entered = Entered(list(inside.unbind()), raw, inside)
         if self._factored is not None:
             entered = entered._replace(means=self._factored.met(entered.grads))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from schattor.optim._factors import Factors, Raw, Side, eigenpairs, factor_beta, index_of
+from schattor import ops
+from schattor.optim._factors import Factors, Index, Raw, Side, eigenpairs, factor_beta, index_of
 from schattor.optim._settings import Group
 from schattor.portable import share_of
 from schattor.theory.preconditioners import Preconditioner
@@ -24,7 +25,9 @@ class Roots(Factors):
     ) -> None:
         """The roots are the frames of the sides."""
         super().__init__(spec, rows, cols, ages)
-        self._squared = {side.right: torch.bmm(side.frame, side.frame) for side in self.present}
+        self._squared = {side.right: torch.zeros_like(side.frame) for side in self.present}
+        for side in self.present:
+            _put_gram(self._squared[side.right], slice(None), side.frame, [])
 
     def applied(self, chunk: slice, x: Tensor) -> Tensor:
         """``S_L X S_R``."""
@@ -35,9 +38,7 @@ class Roots(Factors):
         return self._applied({right: root[chunk] for right, root in self._squared.items()}, x)
 
     def _applied(self, roots: dict[bool, Tensor], x: Tensor) -> Tensor:
-        x = x.to(self.dtype)
-        x = torch.bmm(roots[False], x) if False in roots else x
-        return torch.bmm(x, roots[True]) if True in roots else x
+        return ops.rotate(x.to(self.dtype), roots.get(False), roots.get(True))
 
     def learn(self, chunk: slice, raw: Raw, taken: Tensor, group: Group) -> None:
         """Take gradients into the factors, and refresh the roots that are due."""
@@ -54,7 +55,20 @@ class Roots(Factors):
             values, vectors, failed = eigenpairs(side.factor[index])
             self.failed += len(failed)
             values = values.clamp_min(0) / corrections.to(values)[:, None] + group["eps"]
-            root = torch.bmm(vectors * values.pow(exponent)[:, None, :], vectors.mT)
-            root[failed] = side.frame[index][failed]
-            side.frame[index] = root
-            self._squared[side.right][index] = torch.bmm(root, root)
+            vectors *= values.pow(exponent / 2)[:, None, :]
+            _put_gram(side.frame, index, vectors, failed)
+            _put_gram(self._squared[side.right], index, side.frame[index], [])
+
+
+def _put_gram(to: Tensor, index: Index, x: Tensor, failed: list[int]) -> None:
+    """``X X'`` of square matrices in the places of an index; those that failed keep what they have.
+
+    What failed is overwritten in ``x``.
+    """
+    places = to[index]
+    decay = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    if failed:
+        decay[failed], x[failed] = 1.0, 0.0
+    ops.average_grams(places, x, False, decay, 1 - decay)
+    if isinstance(index, Tensor):
+        to[index] = places
