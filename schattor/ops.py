@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from schattor import _C, portable, portable_factors, portable_weighted
+from schattor import _C, fakes, portable, portable_factors, portable_weighted
 
 __all__ = [
     "Direction",
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 torch.ops.load_library(Path(__file__).with_name("_ops_cpu.so"))
+fakes.register()
 _ops = torch.ops.schattor
 
 _OPERATORS: tuple[Callable[..., Any], ...] = (
@@ -299,86 +300,6 @@ def power_step(factors: Tensor, bases: Tensor, sort: bool) -> tuple[Tensor, Tens
     """
     stepped: tuple[Tensor, Tensor] = _ops.power_step(factors, bases, sort)
     return stepped
-
-
-def _fake_direction(wide: Tensor) -> Direction:
-    numbers = wide.new_empty(wide.shape[0], dtype=torch.float64)
-    return torch.empty_like(wide), numbers, torch.empty_like(numbers)
-
-
-@torch.library.register_fake("schattor::chain_direction")
-def _(
-    wide: Tensor,
-    steps: list[float],
-    weights: Tensor,
-    powers: Tensor,
-    gram: bool,
-    restarts: list[int],
-) -> Direction:
-    return _fake_direction(wide)
-
-
-@torch.library.register_fake("schattor::squarings_direction")
-def _(wide: Tensor, coefficients: list[float], powers: Tensor) -> Direction:
-    return _fake_direction(wide)
-
-
-@torch.library.register_fake("schattor::partial_svd")
-def _(wide: Tensor, rank: int, iterations: int, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    batch, rows, cols = wide.shape
-    return (
-        wide.new_empty(batch, rows, rank),
-        wide.new_empty(batch, rank),
-        wide.new_empty(batch, cols, rank),
-    )
-
-
-@torch.library.register_fake("schattor::inner_products")
-def _(x: Tensor, y: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], dtype=torch.float64)
-
-
-@torch.library.register_fake("schattor::weigh")
-def _(weights: Tensor, direction: Tensor) -> Tensor:
-    return weights.new_empty(weights.shape[0], dtype=torch.float64)
-
-
-@torch.library.register_fake("schattor::chain_update")
-def _(params: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    finite = params[0].new_empty(len(params), dtype=torch.bool)
-    dual, square, scale = (finite.new_empty(len(params), dtype=torch.float64) for _ in range(3))
-    return finite, dual, square, scale
-
-
-@torch.library.register_fake("schattor::rotate")
-def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("schattor::eigenpairs")
-def _(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    sound = factors.new_empty(factors.shape[0], dtype=torch.bool)
-    return torch.empty_like(factors[:, 0]), torch.empty_like(factors), sound
-
-
-@torch.library.register_fake("schattor::power_step")
-def _(factors: Tensor, bases: Tensor, sort: bool) -> tuple[Tensor, Tensor]:
-    orders = bases.new_empty(len(bases) if sort else 0, bases.shape[-1], dtype=torch.int64)
-    return torch.empty_like(bases), orders
-
-
-def _nothing(*_: Any) -> None:
-    """What an operator returns that only writes."""
-
-
-for _name in (
-    "average_grams",
-    "gather_momentum",
-    "gather_weighted",
-    "scatter_moments",
-    "scatter_update",
-):
-    torch.library.register_fake(f"schattor::{_name}", _nothing)
 
 
 def missing(device: torch.device) -> str:

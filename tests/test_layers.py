@@ -19,6 +19,7 @@ LAYERS = [
     ["schattor.theory"],
     [
         "schattor._C",
+        "schattor.fakes",
         "schattor.portable",
         "schattor.portable_factors",
         "schattor.portable_weighted",

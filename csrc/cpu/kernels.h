@@ -129,6 +129,18 @@ struct RotateArgs {
 };
 void rotate(const RotateArgs& args, const Parallel& parallel);
 
+// stepped = the Q of a QR of F Q; with orders, of its columns in the descending order of
+// diag(Q' F Q), of equal ones the earlier first.
+struct PowerStepArgs {
+  int64_t batch, size;
+  Dtype dtype;          // kFloat32 or kFloat64, of all matrices
+  const void* factors;  // (batch, size, size) F, symmetric
+  const void* bases;    // (batch, size, size) Q
+  void* stepped;        // (batch, size, size)
+  int64_t* orders;      // (batch, size) the column that each was, or null: none is moved
+};
+void power_step(const PowerStepArgs& args, const Parallel& parallel);
+
 // What a direction comes with: its inner product with the input, and its squared norm.
 struct Direction {
   void* data;      // (batch, rows, cols)

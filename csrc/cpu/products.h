@@ -27,7 +27,8 @@ struct StripLayout {
 constexpr int64_t kMaxStripVectors = 3;
 
 // result = scale left right + addend_scale addend, and at the same time
-// sum (+)= result_weight result + addend_weight addend. Result and sum overlap no operand.
+// sum (+)= result_weight result + addend_weight addend. Result and sum overlap no operand, but the
+// addend may be the result where a depth is at most a strip's width.
 // Padding must hold zeros, and is left so.
 template <typename T>
 struct Product {
@@ -35,7 +36,7 @@ struct Product {
   int64_t rows, depth;  // result (rows, columns) of sums of depth terms
   const T* left;        // (rows, depth); transposed: (depth, rows)
   const T* right;       // (depth, columns)
-  bool transposed;      // else depth = columns
+  bool transposed;      // else left has strips of the layout's width
   bool symmetric;       // the result is: one triangle is computed and mirrored, of sum not mirrored
   T* result;
   Scalar<T> scale = 1;
@@ -88,11 +89,19 @@ struct ThinProducts {
 
 constexpr int64_t kThinRows = 8;
 
+// Householder's QR of the first columns of a strip (rows, width), padded with zeros: it becomes V,
+// with ones on its diagonal and zeros above, and t (width, width) T', of I - V T V' = H_1 .. H_k.
+template <typename T>
+using Reflections = void (*)(const StripLayout& layout, int64_t rows, int64_t columns, T* strip,
+                             T* t);
+
 struct ProductKernels {
   Products<float> in_float;
   Products<double> in_double;
   ThinProducts<float> thin_in_float;
   ThinProducts<double> thin_in_double;
+  Reflections<float> reflections_in_float;
+  Reflections<double> reflections_in_double;
   Products<Float16> in_float16{};    // empty without float16 vectors
   Products<BFloat16> in_bfloat16{};  // empty without products of bfloat16 vectors
 
@@ -114,6 +123,14 @@ struct ProductKernels {
       return thin_in_float;
     } else {
       return thin_in_double;
+    }
+  }
+  template <typename T>
+  Reflections<T> reflections() const {
+    if constexpr (std::is_same_v<T, float>) {
+      return reflections_in_float;
+    } else {
+      return reflections_in_double;
     }
   }
 };

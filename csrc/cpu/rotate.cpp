@@ -69,19 +69,10 @@ class Rotation {
   }
 
   void store(int64_t index) const {
-    const RowLoops<T>& loops = kernels().rows.in<T>();
     const T least = args_.least == nullptr ? T{-1} : static_cast<T>(args_.least[index]);
     const T scale = args_.scale == nullptr ? T{1} : static_cast<T>(args_.scale[index]);
-    const int64_t rows = args_.rows, cols = args_.cols, width = layout_.width;
-    T* const rotated = static_cast<T*>(args_.rotated) + index * rows * cols;
-    team_.run([&](Share share) {
-      for (int64_t r = share.begin(rows); r < share.end(rows); ++r) {
-        const T* from = here_ + r * width;
-        for (int64_t c = 0; c < cols; c += width, from += layout_.stride(rows)) {
-          loops.shrink(least, scale, from, std::min(width, cols - c), rotated + r * cols + c);
-        }
-      }
-    });
+    T* const rotated = static_cast<T*>(args_.rotated) + index * args_.rows * args_.cols;
+    store_rows(layout_, args_.rows, here_, least, scale, rotated, team_);
   }
 
   const RotateArgs& args_;

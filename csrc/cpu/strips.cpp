@@ -133,6 +133,22 @@ void load_rows(const StripLayout& layout, int64_t rows, const T* matrix, T* stri
 }
 
 template <typename T>
+void store_rows(const StripLayout& layout, int64_t rows, const T* strips, T least, T scale,
+                T* matrix, Team team) {
+  const RowLoops<T>& loops = kernels().rows.in<T>();
+  const int64_t width = layout.width;
+  team.run([&](Share share) {
+    for (int64_t r = share.begin(rows); r < share.end(rows); ++r) {
+      const T* from = strips + r * width;
+      T* to = matrix + r * layout.columns;
+      for (int64_t c = 0; c < layout.columns; c += width, from += layout.stride(rows)) {
+        loops.shrink(least, scale, from, std::min(width, layout.columns - c), to + c);
+      }
+    }
+  });
+}
+
+template <typename T>
 void clear_padding(const StripLayout& layout, int64_t rows, T* matrix) {
   const int64_t stride = layout.stride(rows);
   for (int64_t strip = 0; strip < layout.strips; ++strip) {
@@ -257,6 +273,7 @@ template double center<BFloat16>(const StripLayout&, BFloat16*);
 // What is never in half precision: rows as they are, and what the Gram side alone needs.
 #define SCHATTOR_INSTANTIATE(T)                                                               \
   template void load_rows<T>(const StripLayout&, int64_t, const T*, T*, Team);                \
+  template void store_rows<T>(const StripLayout&, int64_t, const T*, T, T, T*, Team);         \
   template void combine<T>(const StripLayout&, double, const T*, double, const T*, T*, Team); \
   template void set_identity<T>(const StripLayout&, double, T*);                              \
   template void add_identity<T>(const StripLayout&, double, T*);                              \

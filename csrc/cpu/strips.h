@@ -76,6 +76,11 @@ class Transposer {
 template <typename T>
 void load_rows(const StripLayout& layout, int64_t rows, const T* matrix, T* strips, Team team);
 
+// Strips into a row-major matrix: entries of at most `least` become 0, others are multiplied.
+template <typename T>
+void store_rows(const StripLayout& layout, int64_t rows, const T* strips, T least, T scale,
+                T* matrix, Team team);
+
 // Sets the padding of a matrix of so many rows to zero.
 template <typename T>
 void clear_padding(const StripLayout& layout, int64_t rows, T* matrix);

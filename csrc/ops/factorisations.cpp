@@ -69,33 +69,6 @@ std::tuple<Tensor, Tensor, Tensor> eigenpairs(Tensor factors) {
   return {values, vectors, sound};
 }
 
-// Columns in the descending order of diag(Q' F Q), of equal ones the earlier first.
-template <typename T>
-void sort_columns(const T* basis, T* product, int64_t* order, int64_t size) {
-  std::vector<T> values(size, T{0}), row(size);
-  for (int64_t r = 0; r < size; ++r) {
-    for (int64_t c = 0; c < size; ++c) values[c] += basis[r * size + c] * product[r * size + c];
-  }
-  std::iota(order, order + size, int64_t{0});
-  std::stable_sort(order, order + size,
-                   [&](int64_t left, int64_t right) { return values[left] > values[right]; });
-  for (T* from = product; from != product + size * size; from += size) {
-    std::copy(from, from + size, row.begin());
-    for (int64_t c = 0; c < size; ++c) from[c] = row[order[c]];
-  }
-}
-
-// F Q of symmetric F, which is F' Q.
-void multiply(const Tensor& factors, const Tensor& bases, const Tensor& product) {
-  cpu::RotateArgs args{};
-  args.batch = bases.size(0), args.rows = args.cols = bases.size(1);
-  args.dtype = Arguments<Cpu>::dtype_of(bases);
-  args.x = bases.data_ptr();
-  args.left = factors.data_ptr();
-  args.rotated = product.data_ptr();
-  cpu::rotate(args, torch_threads());
-}
-
 std::tuple<Tensor, Tensor> power_step(Tensor factors, Tensor bases, bool sort) {
   const Checks check("power_step");
   check.square_batch("factors", factors);
@@ -106,23 +79,14 @@ std::tuple<Tensor, Tensor> power_step(Tensor factors, Tensor bases, bool sort) {
   check.device("bases", bases, "factors", factors);
   Tensor stepped = torch::stable::empty_like(bases);
   Tensor orders = torch::stable::new_empty(bases, {sort ? batch : 0, size}, ScalarType::Long);
-  multiply(factors, bases, stepped);
-  for_each(batch, [&](int64_t i) {
-    const Tensor basis = select(bases, 0, i), product = select(stepped, 0, i);
-    if (sort) {
-      int64_t* const order = static_cast<int64_t*>(orders.data_ptr()) + i * size;
-      if (bases.scalar_type() == ScalarType::Double) {
-        sort_columns(static_cast<const double*>(basis.data_ptr()),
-                     static_cast<double*>(product.data_ptr()), order, size);
-      } else {
-        sort_columns(static_cast<const float*>(basis.data_ptr()),
-                     static_cast<float*>(product.data_ptr()), order, size);
-      }
-    }
-    // Q alone: torch.linalg.qr would form R too, which costs as much as a fifth of it.
-    const auto reflected = call<2>("aten::geqrf", product);
-    put(stepped, i, call<1>("aten::linalg_householder_product", reflected[0], reflected[1])[0]);
-  });
+  if (batch == 0) return {stepped, orders};
+  cpu::PowerStepArgs args{};
+  args.batch = batch, args.size = size;
+  args.dtype = Arguments<Cpu>::dtype_of(bases);
+  args.factors = factors.data_ptr(), args.bases = bases.data_ptr();
+  args.stepped = stepped.data_ptr();
+  args.orders = sort ? static_cast<int64_t*>(orders.data_ptr()) : nullptr;
+  cpu::power_step(args, torch_threads());
   return {stepped, orders};
 }
 
