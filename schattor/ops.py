@@ -4,8 +4,8 @@ A *wide batch* is contiguous ``[batch, rows, cols]`` with ``rows <= cols``. List
 one shape and any strides. Numbers that differ by matrix are float64 ``[batch]``; ``finite`` is a
 bool ``[batch]``. On a processor the operators are C++ (``csrc/cpu``), on a GPU CUDA
 (``csrc/kernels``) where that was built and torch has CUDA; on a device without kernels of ours they
-are :mod:`schattor.portable` and :mod:`schattor.portable_weighted`, which say so once. Factors are
-decomposed by LAPACK, and by cuSOLVER through :mod:`schattor.portable_factors`.
+are :mod:`schattor.portable` and :mod:`schattor.portable_weighted`, which say so once.
+Eigenvectors of factors are LAPACK's; on a GPU :mod:`schattor.portable_factors` has cuSOLVER's.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from torch import Tensor
 from schattor import ops
 from schattor.optim._factors import Factors, Index, Raw, Side, eigenpairs, index_of
 from schattor.optim._settings import Group
+from schattor.portable import scalar_dtype
 from schattor.theory.preconditioners import Preconditioner
 
 __all__ = ["Bases"]
@@ -216,6 +217,7 @@ def _turn(x: list[Tensor], kept: Tensor | None, old: Frames, new: Frames) -> Non
     if not x or like is None:
         return
     stayed = torch.stack([each.to(like.dtype) for each in x])
-    noise = _ROUNDING * torch.finfo(stayed.dtype).eps * stayed.norm(dim=(1, 2)).double()
+    norms = stayed.norm(dim=(1, 2)).to(scalar_dtype(stayed.device))
+    noise = _ROUNDING * torch.finfo(stayed.dtype).eps * norms
     moved = ops.rotate(ops.rotate(stayed, *old, back=True), *new, least=noise)
     torch._foreach_copy_(x, list(_unless(kept, stayed, moved).unbind()))

@@ -8,7 +8,7 @@ from torch import Tensor
 from schattor import ops
 from schattor.optim._factors import Factors, Index, Raw, Side, eigenpairs, factor_beta, index_of
 from schattor.optim._settings import Group
-from schattor.portable import share_of
+from schattor.portable import scalar_dtype, share_of
 from schattor.theory.preconditioners import Preconditioner
 
 __all__ = ["Roots"]
@@ -66,7 +66,7 @@ def _put_gram(to: Tensor, index: Index, x: Tensor, failed: list[int]) -> None:
     What failed is overwritten in ``x``.
     """
     places = to[index]
-    decay = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    decay = torch.zeros(len(x), dtype=scalar_dtype(x.device), device=x.device)
     if failed:
         decay[failed], x[failed] = 1.0, 0.0
     ops.average_grams(places, x, False, decay, 1 - decay)
