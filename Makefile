@@ -98,6 +98,7 @@ lint: $(VENV)/ready
 bench: build
 	$(PY) benchmarks/bench_step.py
 	$(PY) benchmarks/bench_family.py
+	$(PY) benchmarks/bench_factors.py
 	$(PY) benchmarks/bench_auto.py
 
 clean:
