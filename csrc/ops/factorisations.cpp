@@ -1,6 +1,6 @@
 // CPU key of the decompositions of Kronecker factors. Eigenvectors are torch.linalg's, one matrix a
-// thread: torch takes a batch one by one, and LAPACK makes little of a second thread for matrices of
-// some hundred rows.
+// thread: torch takes a batch one by one, and LAPACK makes little of a second thread for matrices
+// of some hundred rows.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
