@@ -60,7 +60,7 @@ def _one_by_one(factors: Tensor) -> tuple[Tensor, Tensor]:
 def power_step(factors: Tensor, bases: Tensor, sort: bool) -> tuple[Tensor, Tensor]:
     """``qr(F Q)`` of each basis, and with ``sort`` the order its columns were put in before.
 
-    Columns descend by ``diag(Q' F Q)``. Without ``sort`` the orders are empty.
+    Columns descend by ``diag(Q' F Q)``, NaN last. Without ``sort`` the orders are empty.
     """
     _square_batch("power_step", factors)
     who, shape = "power_step: bases", tuple(bases.shape)
@@ -72,7 +72,9 @@ def power_step(factors: Tensor, bases: Tensor, sort: bool) -> tuple[Tensor, Tens
     product = torch.bmm(factors, bases)
     orders = product.new_empty((0, product.shape[-1]), dtype=torch.int64)
     if sort:
-        orders = (bases * product).sum(-2).argsort(dim=-1, descending=True, stable=True)
+        values = (bases * product).sum(-2)
+        values = torch.where(values.isnan(), -torch.inf, values)
+        orders = values.argsort(dim=-1, descending=True, stable=True)
         product = product.gather(-1, orders[:, None, :].expand_as(product))
     # Q alone: torch.linalg.qr would form R too, which costs as much as a fifth of it.
     stepped = torch.linalg.householder_product(*torch.geqrf(product))
@@ -97,6 +99,7 @@ def rotate(
         rotated = torch.bmm(left if back else left.mT, rotated)
     if right is not None:
         rotated = torch.bmm(rotated, right.mT if back else right)
-    if least is not None:
-        rotated.masked_fill_(rotated.abs() <= _per_matrix(least, rotated), 0)
-    return rotated if scale is None else rotated.mul_(_per_matrix(scale, rotated))
+    small = None if least is None else rotated.abs() <= _per_matrix(least, rotated)
+    if scale is not None:
+        rotated.mul_(_per_matrix(scale, rotated))
+    return rotated if small is None else rotated.masked_fill_(small, 0)

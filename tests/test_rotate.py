@@ -49,6 +49,14 @@ def test_rotate(
 
 
 @both
+def test_what_is_small_is_zero_at_any_scale(of: Any) -> None:
+    x = torch.tensor([[[1.0, 1e-9], [1.0, 1.0]]])
+    least, scale = (torch.tensor([value], dtype=F64) for value in (1e-7, torch.inf))
+    rotated = of.rotate(x, None, None, False, least, scale)
+    assert rotated.tolist() == [[[torch.inf, 0.0], [torch.inf, torch.inf]]]
+
+
+@both
 def test_a_batch_may_be_empty(of: Any) -> None:
     for shape in ((0, 3, 4), (2, 0, 4)):
         x = torch.empty(shape)

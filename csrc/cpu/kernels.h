@@ -130,7 +130,7 @@ struct RotateArgs {
 void rotate(const RotateArgs& args, const Parallel& parallel);
 
 // stepped = the Q of a QR of F Q; with orders, of its columns in the descending order of
-// diag(Q' F Q), of equal ones the earlier first.
+// diag(Q' F Q), of equal ones the earlier first, NaN last.
 struct PowerStepArgs {
   int64_t batch, size;
   Dtype dtype;          // kFloat32 or kFloat64, of all matrices

@@ -65,7 +65,7 @@ class PowerStep {
   }
 
   // The columns as they are, or in the descending order of diag(Q' F Q), of equal ones the earlier
-  // first.
+  // first, NaN last.
   void find_order(int64_t index) {
     std::iota(order_, order_ + size_, int64_t{0});
     if (args_.orders == nullptr) return;
@@ -75,7 +75,7 @@ class PowerStep {
         numbers_[column + c] += basis_[at + c] * product_[at + c];
       }
     });
-    const auto rank = [&](int64_t column) {  // also of NaN there is an order
+    const auto rank = [&](int64_t column) {  // NaN is last: by itself it has no order
       const T value = numbers_[column];
       return std::isnan(value) ? -std::numeric_limits<T>::infinity() : value;
     };

@@ -8,7 +8,6 @@
 #include <array>
 #include <cstdint>
 #include <exception>
-#include <numeric>
 #include <string>
 #include <tuple>
 #include <vector>

@@ -36,8 +36,8 @@ def shape_factors(
     ``"unit"``: 1. ``"spectral"``: ``min(m,n)^(1/p) sqrt(max(1, m/n))``, which puts semi-orthogonal
     matrices on the ball's boundary for every p. ``"width"``: ``2/(m+n)``, SPlus's. For a direction
     of unit Frobenius norm, ``"rms"``: ``0.2 sqrt(m n)``; ``"pin"``: ``sqrt(min(m,n)) (ratio
-    sqrt(max(m,n)))^power``, from Muon's size at power 0 to ``ratio`` times AdamW's at 1 (From SGD
-    to Muon, arXiv 2605.19781, its code).
+    sqrt(max(m,n)))^power``, from Muon's size at power 0 to ``ratio`` times AdamW's at 1, where it
+    stays for p below 2 (From SGD to Muon, arXiv 2605.19781, its code).
     """
     if scale == "unit" or scale in GRAFTS:
         return [1.0 for _ in fans]
@@ -46,7 +46,8 @@ def shape_factors(
     if scale == "rms":
         return [RMS * math.sqrt(m * n) for m, n in fans]
     if scale == "pin":
-        return [math.sqrt(min(f)) * (ratio * math.sqrt(max(f))) ** power for f in fans]
+        held = min(power, 1.0)
+        return [math.sqrt(min(f)) * (ratio * math.sqrt(max(f))) ** held for f in fans]
     exponent = exponents.inverse_p(power)
     return [min(m, n) ** exponent * math.sqrt(max(1.0, m / n)) for m, n in fans]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from schattor.optim._groups import renamed
+from schattor.optim._settings import Group
 from schattor.optim.schattor import Params, Schattor
 
 __all__ = ["MuAdam", "MuAdamSania"]
@@ -69,6 +71,9 @@ class MuAdam(Schattor):
             maximize=maximize,
             capturable=capturable,
         )
+
+    def _named(self, group: Group) -> Group:
+        return renamed(group, ns_steps="steps", adamw_betas="betas", adamw_eps="eps")
 
 
 class MuAdamSania(MuAdam):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
+from schattor.optim._groups import renamed
 from schattor.optim._settings import Group
 from schattor.optim.schattor import Params, Schattor
 from schattor.theory import chains
@@ -86,22 +87,13 @@ class Muon(Schattor):
             capturable=capturable,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as `Schattor`; one of ``torch.optim.Muon`` keeps what it says there."""
-        if not isinstance(param_group, dict):
-            return super().add_param_group(param_group)
-        group = {key: value for key, value in param_group.items() if key not in _TORCHS}
-        if "ns_coefficients" in param_group:
-            group["coefficients"] = _row(param_group["ns_coefficients"])
-        if "ns_steps" in param_group:
-            group["steps"] = param_group["ns_steps"]
-        if "adjust_lr_fn" in param_group:
-            group["scale"] = _scale(param_group["adjust_lr_fn"])
-        super().add_param_group(group)
-
-
-# Keys of groups of torch.optim.Muon that have other names here.
-_TORCHS = ("ns_coefficients", "ns_steps", "adjust_lr_fn")
+    def _named(self, group: Group) -> Group:
+        group = renamed(group, ns_steps="steps", ns_coefficients="coefficients")
+        if "coefficients" in group:
+            group["coefficients"] = _row(group["coefficients"])
+        if "adjust_lr_fn" in group:
+            group["scale"] = _scale(group.pop("adjust_lr_fn"))
+        return group
 
 
 def _scale(adjust_lr_fn: str | None) -> Literal["spectral", "rms"]:

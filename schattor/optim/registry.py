@@ -45,12 +45,14 @@ def create(name: str, params: Params, **settings: Any) -> Schattor:
         params: a module, tensors, named tensors or groups, as `Schattor` takes them.
         settings: the member's own arguments.
 
-    Raises ValueError for another name, and what the member raises.
+    Raises ValueError for another name, TypeError for what is no string, and what the member raises.
 
     >>> from torch import nn
     >>> type(create("MuAdam-SANIA", nn.Linear(4, 4), lr=1e-3)).__name__
     'MuAdamSania'
     """
+    if not isinstance(name, str):
+        raise TypeError(f"create: name, the first argument, must be a string, got {name!r}")
     key = name.lower().replace("-", "_")
     if key not in _MEMBERS:
         near = difflib.get_close_matches(key, _MEMBERS, n=1)

@@ -104,7 +104,8 @@ class Schattor(Watching):
             outputs and n inputs, Muon's at p = inf. ``"rms"``: entries of the update have root mean
             square 0.2 lr for every p, so that AdamW's learning rate and decay carry over.
             ``"pin"``: Frobenius norm ``lr sqrt(min(m,n)) (r sqrt(max(m,n)))^power``, from Muon's to
-            AdamW's (group key ``pin_ratio`` is r). ``"width"``: radius ``2 lr / (m + n)``, SPlus's.
+            AdamW's at p = 2 and below (group key ``pin_ratio`` is r). ``"width"``: radius
+            ``2 lr / (m + n)``, SPlus's.
             ``"sgd"``, ``"adam"``: the Frobenius norm of the block's step by SGD or Adam (grafting).
         norm: ``"schatten"``, or ``"entries"``: the l_p norm of all entries as one vector, whose
             direction at p = inf is the sign.
@@ -250,6 +251,7 @@ class Schattor(Watching):
         """Add a group; one that names no rule is split in two, as in the constructor."""
         if not isinstance(param_group, dict):
             raise TypeError(f"{self._who}: a group must be a dict, got {param_group!r}")
+        param_group = self._named({**param_group})
         check_keys(self._who, param_group)
         own_rate = "rule" in param_group and "lr" in param_group
         for part in self._split({**self._fixed, **param_group}):
@@ -269,6 +271,10 @@ class Schattor(Watching):
             if schedules and group["rule"] == "matrix":
                 self._schedules[len(self.param_groups) - 1] = schedules
         self._stepper.forget()
+
+    def _named(self, group: Group) -> Group:
+        """A caller's group with the names that a member's authors use for settings as ours."""
+        return group
 
     def _split(self, group: Group) -> list[Group]:
         return split(self._who, group)

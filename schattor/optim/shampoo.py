@@ -6,10 +6,13 @@ from typing import Literal
 
 from torch import Tensor
 
+from schattor.optim._groups import renamed, with_momentum
 from schattor.optim._settings import Group, check
 from schattor.optim.schattor import Params, Schattor
 
 __all__ = ["KLSOAP", "SOAP", "KLShampoo", "Shampoo"]
+
+Grafting = Literal["sgd", "adam"] | None
 
 
 class Shampoo(Schattor):
@@ -32,6 +35,7 @@ class Shampoo(Schattor):
         use_bias_correction: whether averages are corrected for their start at zero.
         grafting: None, ``"sgd"`` or ``"adam"``: the Frobenius norm of each block's step is that of
             the method's own.
+        stagger: whether matrices of one shape take turns with their decompositions.
         adamw_lr, adamw_betas: of what AdamW moves.
         maximize: ascend instead.
 
@@ -54,8 +58,9 @@ class Shampoo(Schattor):
         precondition_frequency: int = 1,
         start_preconditioning_step: int = -1,
         use_bias_correction: bool = True,
-        grafting: Literal["sgd", "adam"] | None = None,
+        grafting: Grafting = None,
         *,
+        stagger: bool = False,
         adamw_lr: float | Tensor | None = None,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
         maximize: bool = False,
@@ -69,12 +74,13 @@ class Shampoo(Schattor):
             params,
             lr,
             p=2.0,
-            oracle="regularized" if grafting is None else "ball",
-            scale=grafting,
+            oracle=_oracle(grafting),
+            scale=_scale(type(self).__name__, grafting),
             preconditioner="shampoo",
             shampoo_beta=betas[1],
             precondition_frequency=precondition_frequency,
             bias_correction=use_bias_correction,
+            stagger=stagger,
             momentum=betas[0],
             nesterov=False,
             weight_decay=weight_decay,
@@ -84,12 +90,46 @@ class Shampoo(Schattor):
             maximize=maximize,
         )
 
+    def _named(self, group: Group) -> Group:
+        group = renamed(group, epsilon="eps", use_bias_correction="bias_correction")
+        if group.get("rule") != "adamw" and "momentum" not in group and "betas" in group:
+            check(self._who, "betas", group["betas"])
+            group["momentum"], group["shampoo_beta"] = group.pop("betas")
+        if "adamw_betas" in group:
+            group["betas"] = group.pop("adamw_betas")
+        if "grafting" in group:
+            grafting = group.pop("grafting")
+            group["scale"] = _scale(self._who, grafting)
+            group["oracle"] = _oracle(grafting)
+        if "max_preconditioner_dim" in group:
+            most = {"most": group.pop("max_preconditioner_dim")}
+            group["blocks"] = {**most, **(group.get("blocks") or {})}
+        if group.get("start_preconditioning_step") == -1:
+            group["start_preconditioning_step"] = None
+        return group
+
     def _split(self, group: Group) -> list[Group]:
         cut = {"most": self._most, **(group.get("blocks") or {})}
         return [
             {**part, "blocks": cut} if part["rule"] == "matrix" else part
             for part in super()._split(group)
         ]
+
+
+def _scale(who: str, grafting: Grafting) -> Grafting:
+    if grafting in (None, "sgd", "adam"):
+        return grafting
+    raise ValueError(f'{who}: grafting must be None, "sgd" or "adam", got {grafting!r}')
+
+
+def _oracle(grafting: Grafting) -> Literal["regularized", "ball"]:
+    return "regularized" if grafting is None else "ball"
+
+
+def _factors_beta(shampoo_beta: float | None) -> float | None:
+    """None, of which `betas` has the number, for a negative one, as authors have it."""
+    negative = isinstance(shampoo_beta, int | float) and shampoo_beta < 0
+    return None if negative else shampoo_beta
 
 
 class KLShampoo(Schattor):
@@ -103,7 +143,7 @@ class KLShampoo(Schattor):
         params: as `Schattor` takes them; what is no matrix follows AdamW.
         lr: learning rate >= 0.
         betas: of the momentum, and of the factors unless ``shampoo_beta`` says otherwise.
-        shampoo_beta: of the factors; negative: ``betas[1]``.
+        shampoo_beta: of the factors; negative or None: ``betas[1]``.
         eps: damps the product of the inverse roots; AdamW's.
         weight_decay: decoupled, after the step.
         precondition_frequency: steps between refreshes of the bases, by one QR power step.
@@ -111,6 +151,7 @@ class KLShampoo(Schattor):
             take about the mean square of a gradient's entries where runs are short.
         max_clamp_value: largest inverse root, at most the side's length, at least 10.
         max_precond_dim: longer sides have no factor.
+        stagger: whether matrices of one shape take turns with their refreshes.
         adamw_lr: of what AdamW moves.
         maximize: ascend instead.
 
@@ -127,7 +168,7 @@ class KLShampoo(Schattor):
         params: Params,
         lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.9, 0.98),
-        shampoo_beta: float = -1,
+        shampoo_beta: float | None = -1,
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         precondition_frequency: int = 10,
@@ -135,6 +176,7 @@ class KLShampoo(Schattor):
         max_clamp_value: float = 4000.0,
         max_precond_dim: int = 10000,
         *,
+        stagger: bool = False,
         adamw_lr: float | Tensor | None = None,
         maximize: bool = False,
     ) -> None:
@@ -147,9 +189,10 @@ class KLShampoo(Schattor):
             p=2.0,
             oracle="regularized",
             preconditioner=self._preconditioner,
-            shampoo_beta=None if shampoo_beta < 0 else shampoo_beta,
+            shampoo_beta=_factors_beta(shampoo_beta),
             precondition_frequency=precondition_frequency,
             max_precond_dim=max_precond_dim,
+            stagger=stagger,
             momentum=betas[0],
             nesterov=False,
             weight_decay=weight_decay,
@@ -158,6 +201,12 @@ class KLShampoo(Schattor):
             adamw_lr=adamw_lr,
             maximize=maximize,
         )
+
+    def _named(self, group: Group) -> Group:
+        group = with_momentum(self._who, renamed(group, max_clamp_value="max_clamp"))
+        if "shampoo_beta" in group:
+            group["shampoo_beta"] = _factors_beta(group["shampoo_beta"])
+        return group
 
 
 class KLSOAP(KLShampoo):
@@ -189,7 +238,7 @@ class SOAP(Schattor):
         params: as `Schattor` takes them; what is no matrix follows AdamW.
         lr: learning rate >= 0.
         betas: of the momentum and of the squares.
-        shampoo_beta: of the factors; negative: ``betas[1]``.
+        shampoo_beta: of the factors; negative or None: ``betas[1]``.
         eps: >= 0.
         weight_decay: decoupled, after the step.
         precondition_frequency: steps between refreshes of the bases, by one QR power step.
@@ -212,7 +261,7 @@ class SOAP(Schattor):
         params: Params,
         lr: float | Tensor = 3e-3,
         betas: tuple[float, float] = (0.95, 0.95),
-        shampoo_beta: float = -1,
+        shampoo_beta: float | None = -1,
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         precondition_frequency: int = 10,
@@ -231,7 +280,7 @@ class SOAP(Schattor):
             p=2.0,
             oracle="regularized",
             preconditioner="soap",
-            shampoo_beta=None if shampoo_beta < 0 else shampoo_beta,
+            shampoo_beta=_factors_beta(shampoo_beta),
             precondition_frequency=precondition_frequency,
             max_precond_dim=max_precond_dim,
             bias_correction=correct_bias,
@@ -244,3 +293,9 @@ class SOAP(Schattor):
             adamw_lr=adamw_lr,
             maximize=maximize,
         )
+
+    def _named(self, group: Group) -> Group:
+        group = with_momentum(self._who, renamed(group, correct_bias="bias_correction"))
+        if "shampoo_beta" in group:
+            group["shampoo_beta"] = _factors_beta(group["shampoo_beta"])
+        return group

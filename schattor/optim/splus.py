@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from schattor.optim._entries import zeros_as
-from schattor.optim._groups import split
+from schattor.optim._groups import renamed, split
 from schattor.optim._preconditioned import work_dtype
 from schattor.optim._settings import Group
 from schattor.optim.schattor import Params, Schattor
@@ -59,8 +59,8 @@ class SPlus(Schattor):
         maximize: bool = False,
     ) -> None:
         """See the class."""
-        if not 0 <= ema_rate < 1:
-            raise ValueError(f"SPlus: ema_rate must be in [0, 1), got {ema_rate}")
+        if not (isinstance(ema_rate, int | float) and 0 <= ema_rate < 1):
+            raise ValueError(f"SPlus: ema_rate must be in [0, 1), got {ema_rate!r}")
         self._fixed = {"ema_rate": ema_rate, "train_mode": True}
         self._constant = nonstandard_constant
         super().__init__(
@@ -79,11 +79,19 @@ class SPlus(Schattor):
             maximize=maximize,
         )
 
+    def _named(self, group: Group) -> Group:
+        group = renamed(group, inverse_every="precondition_frequency", max_dim="max_precond_dim")
+        if "b1" in group:
+            group["momentum"] = group.pop("b1")
+        if "b2" in group:
+            group["betas"] = (self.defaults["betas"][0], group.pop("b2"))
+        return group
+
     def _split(self, group: Group) -> list[Group]:
-        parts = split(self._who, group)
+        parts = split(self._who, {"nonstandard_constant": self._constant, **group})
         for part in parts:
             if part["rule"] == "adamw":
-                part.update(rule="sign", nonstandard_constant=self._constant)
+                part["rule"] = "sign"
         return parts
 
     def _take_step(self) -> None:

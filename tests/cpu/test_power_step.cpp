@@ -152,6 +152,13 @@ void any_rank_and_size() {
     check_case(Case<T>(2, 50, 0), sorted);
     const double tiny = sizeof(T) == sizeof(double) ? 1e-300 : 1e-30;
     for (const double scale : {tiny, 1 / tiny}) check_case(Case<T>(2, 50, 60, scale), sorted);
+    // Columns of very different sizes, each by its own.
+    Case<T> graded(2, 50, 60);
+    const double step = sizeof(T) == sizeof(double) ? 1e100 : 1e14;
+    for (size_t k = 0; k < graded.bases.size(); ++k) {
+      graded.bases[k] *= static_cast<T>(k % 3 == 0 ? step : k % 3 == 1 ? 1 / step : 1);
+    }
+    check_case(graded, sorted);
     // What is left of dependent columns is rounding: of these Q'Q = I alone is asked.
     for (const int64_t rank : {1, 7}) {
       const Case<T> c(1, 50, rank);
@@ -162,6 +169,36 @@ void any_rank_and_size() {
             matrices::norm(gram) / kUnit<T>);
     }
   }
+}
+
+// Products below the smallest normal number have few bits, but bases have all.
+template <typename T>
+void subnormal() {
+  const double tiny = sizeof(T) == sizeof(double) ? 1e-312 : 1e-42;
+  const Matrix q = [&] {
+    const Case<T> c(1, 50, 60, tiny);
+    return c.one(c.stepped(true, 1, 0, 1).bases, 0);
+  }();
+  Matrix gram = matrices::gram_of(matrices::transposed(q, 50, 50), 50, 50);
+  for (int64_t k = 0; k < 50; ++k) gram[k * 50 + k] -= 1;
+  CHECK(matrices::norm(gram) <= 1000 * kUnit<T>, "%g units", matrices::norm(gram) / kUnit<T>);
+}
+
+// Columns of NaN come last, as they were, and the others descend.
+template <typename T>
+void columns_of_nan() {
+  Case<T> c(1, 40, 50);
+  for (int64_t k = 0; k < 40 * 40; ++k) {
+    if (k % 40 % 3 == 1) c.bases[k] = NAN;
+  }
+  const std::vector<int64_t> order = c.stepped(true, 1, 0, 1).orders;
+  const int64_t finite = 27;
+  bool last = true;
+  for (int64_t k = 0; k < 40; ++k) {
+    last &= (order[k] % 3 == 1) == (k >= finite);
+    last &= k <= finite || order[k] > order[k - 1];
+  }
+  CHECK(last, "%s", "NaN is not last");
 }
 
 // A product that is triangular already has nothing to reflect but signs.
@@ -209,6 +246,10 @@ int main() {
     any_rank_and_size<double>();
     a_diagonal_product_gives_unit_vectors<float>();
     a_diagonal_product_gives_unit_vectors<double>();
+    subnormal<float>();
+    subnormal<double>();
+    columns_of_nan<float>();
+    columns_of_nan<double>();
     not_finite();
   });
   return check::finish();

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import schattor
 from schattor import ops
-from schattor.optim import KLSOAP, SOAP, KLShampoo, Schattor, Shampoo, SPlus
+from schattor.optim import KLSOAP, SOAP, KLShampoo, Schattor, Shampoo, SPlus, _bases
 from schattor.theory.preconditioners import PRECONDITIONERS
 
 # Combinations.
@@ -244,3 +244,32 @@ def test_what_an_earlier_preconditioner_left_is_not_used(before: str, after: str
     run(optimizer, param, stream[4:])
     run(clean, fresh, stream[4:])
     assert torch.equal(param, fresh)
+
+
+@pytest.mark.parametrize("member", ["soap", "kl_soap", "kl_shampoo", "shampoo", "splus"])
+def test_blocks_of_different_ages_refresh_as_each_alone(member: str) -> None:
+    setting = "inverse_every" if member == "splus" else "precondition_frequency"
+    together = [nn.Parameter(torch.randn(5, 8)) for _ in range(3)]
+    alone = [nn.Parameter(param.detach().clone()) for param in together]
+    whole = schattor.create(member, together, lr=0.1, **{setting: 3})
+    singles = [schattor.create(member, [param], lr=0.1, **{setting: 3}) for param in alone]
+    for step in range(12):
+        for i, (param, single) in enumerate(zip(together, alone, strict=True)):
+            # The one in the middle begins later: those that are due are no run of blocks.
+            grad = None if i == 1 and step < 2 else torch.randn(5, 8)
+            param.grad = grad
+            single.grad = None if grad is None else grad.clone()
+        whole.step()
+        for optimizer in singles:
+            optimizer.step()
+        assert all(map(torch.equal, together, alone)), step
+
+
+def test_what_turns_to_rounding_is_zero() -> None:
+    """Momenta that in their new bases are one entry."""
+    old, new, cols = (torch.linalg.qr(torch.randn(2, n, n))[0].contiguous() for n in (6, 6, 9))
+    moments = list(old.mT @ new[:, :, :1] @ torch.eye(9)[:1])
+    _bases._turn(moments, None, (old, cols), (new, cols))
+    for moment in moments:
+        assert moment.count_nonzero() == 1
+        assert float(moment[0, 0]) == pytest.approx(1, rel=1e-5)

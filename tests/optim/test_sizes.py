@@ -8,8 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from schattor import Schattor
 from schattor.directions import Directions
+from schattor.optim._settings import pin_ratio
 from schattor.optim._sizes import couple, over, shape_factors, unit_factors
 from schattor.theory import oracles
 
@@ -63,3 +66,15 @@ def test_pin_goes_from_muon_to_adam() -> None:
     assert muon == pytest.approx(math.sqrt(4))
     assert adam == pytest.approx(0.25 * math.sqrt(4 * 9))
     assert shape_factors("pin", 0.5, [(4, 9)], 0.25)[0] == pytest.approx(math.sqrt(muon * adam))
+
+
+def test_pin_below_two_stays_at_adamws_size() -> None:
+    at_two = shape_factors("pin", 1.0, [(64, 256)], 0.2)
+    assert shape_factors("pin", math.inf, [(64, 256)], 0.2) == at_two
+    param = nn.Parameter(torch.zeros(64, 256))
+    optimizer = Schattor([param], lr=1e-3, p=1, scale="pin")
+    param.grad = torch.randn(64, 256)
+    optimizer.step()
+    ratio = pin_ratio(optimizer.param_groups[0])
+    expected = 1e-3 * shape_factors("pin", 1.0, [(64, 256)], ratio)[0]
+    assert float(param.detach().norm()) == pytest.approx(expected, rel=1e-4)
