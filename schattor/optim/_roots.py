@@ -55,20 +55,20 @@ class Roots(Factors):
             values, vectors, failed = eigenpairs(side.factor[index])
             self.failed += len(failed)
             values = values.clamp_min(0) / corrections.to(values)[:, None] + group["eps"]
-            vectors *= values.pow(exponent / 2)[:, None, :]
+            # Where gradients were all zero there is no direction: the pseudoinverse's 0, at eps 0.
+            scale = torch.where(values > 0, values.pow(exponent / 2), 0.0)
+            vectors *= scale[:, None, :]
             _put_gram(side.frame, index, vectors, failed)
             _put_gram(self._squared[side.right], index, side.frame[index], [])
 
 
 def _put_gram(to: Tensor, index: Index, x: Tensor, failed: list[int]) -> None:
-    """``X X'`` of square matrices in the places of an index; those that failed keep what they have.
-
-    What failed is overwritten in ``x``.
-    """
+    """``X X'`` of square matrices in the places of an index; what failed keeps what it has."""
     places = to[index]
-    decay = torch.zeros(len(x), dtype=scalar_dtype(x.device), device=x.device)
-    if failed:
-        decay[failed], x[failed] = 1.0, 0.0
-    ops.average_grams(places, x, False, decay, 1 - decay)
+    kept = places[failed]
+    zeros = torch.zeros(len(x), dtype=scalar_dtype(x.device), device=x.device)
+    # Not by the average's decay of 0, which an infinite root would outlive.
+    ops.average_grams(places.zero_(), x, False, zeros, zeros + 1)
+    places[failed] = kept
     if isinstance(index, Tensor):
         to[index] = places

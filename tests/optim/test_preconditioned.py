@@ -273,3 +273,18 @@ def test_what_turns_to_rounding_is_zero() -> None:
     for moment in moments:
         assert moment.count_nonzero() == 1
         assert float(moment[0, 0]) == pytest.approx(1, rel=1e-5)
+
+
+def test_shampoo_without_eps_takes_the_pseudoinverse() -> None:
+    """A gradient that leaves sides out: nothing is divided by zero, nor remembered as infinite."""
+    param = nn.Parameter(torch.zeros(4, 6, dtype=F64))
+    optimizer = Shampoo([param], lr=0.1, epsilon=0.0, betas=(0.0, 1.0))
+    first = torch.zeros(4, 6, dtype=F64)
+    first[0, 0] = 3.0
+    run(optimizer, param, [first])
+    # L = R = 9 on the first axis: L^-1/4 G R^-1/4 is 1 there.
+    assert torch.allclose(param.detach(), -0.1 * (first / 3))
+    run(optimizer, param, gradients((4, 6), 3))
+    state = optimizer.state[param]
+    assert all(state[key].isfinite().all() for key in ("root_rows", "root_cols"))
+    assert param.detach().isfinite().all() and param.detach()[3, 5] != 0
