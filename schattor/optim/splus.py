@@ -88,10 +88,11 @@ class SPlus(Schattor):
         return group
 
     def _split(self, group: Group) -> list[Group]:
-        parts = split(self._who, {"nonstandard_constant": self._constant, **group})
+        parts = split(self._who, group)
         for part in parts:
-            if part["rule"] == "adamw":
-                part["rule"] = "sign"
+            constant = part.pop("nonstandard_constant", self._constant)
+            if part["rule"] in ("adamw", "sign"):
+                part.update(rule="sign", nonstandard_constant=constant)
         return parts
 
     def _take_step(self) -> None:
