@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import interleaved, machine, measure_peak, save
+from timing import begin, interleaved, save
 
 import schattor
 from schattor.adaptive.criteria import CRITERIA
@@ -63,10 +63,7 @@ def main() -> None:
     for statistics in ("kfac", "gradients"):
         auto = schattor.AutoP(interval=1, warmup=0, statistics=statistics)
         calls[f"auto, recording, {statistics}"] = training_step(auto, device)
-    peak = measure_peak(device)
-    facts = machine(peak, device)
-    print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
-    print(peak)
+    _, facts = begin(device)
     timings = interleaved(calls, options.rounds, device)
     plain = timings["fixed p"].median
     print(f"  {'':<36} {'ms':>9} {'lower':>9} {'upper':>9} {'every 10':>9} {'every 100':>9}")

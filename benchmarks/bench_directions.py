@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from peers import polar_peers
 from shapes import BATCHES, GPU_BATCHES
-from timing import Peak, Timing, interleaved, machine, measure_peak, save
+from timing import Peak, Timing, begin, end, interleaved, save
 from torch import Tensor
 from truth import distance, exact_direction
 
@@ -228,18 +228,12 @@ def main() -> None:
     out = options.out or Path(__file__).parent / f"results/directions_{device.type}.json"
 
     torch.manual_seed(0)
-    peak = measure_peak(device)
-    facts = machine(peak, device)
-    print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
-    print(peak)
+    peak, facts = begin(device)
     results: dict[str, Any] = {}
     for name in options.batches or batches:
         results[name] = measure(name, batches[name], device, options.rounds, peak)
         save(out, {"machine": facts, "sound": peak.sound, "batches": results})
-    after = measure_peak(device)
-    print(f"\nafter: {after}")
-    save(out, {"machine": facts, "sound": peak.sound and after.sound, "batches": results})
-    print(f"written to {out}")
+    end(out, {"machine": facts, "batches": results}, peak, device)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import interleaved, machine, measure_peak, save
+from timing import begin, end, interleaved
 from torch import Tensor
 
 from schattor import ops, portable_factors
@@ -88,10 +88,7 @@ def main() -> None:
     device = torch.device(options.device)
     out = options.out or Path(__file__).parent / f"results/factors_{device.type}.json"
 
-    peak = measure_peak(device)
-    facts = machine(peak, device)
-    print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
-    print(peak)
+    peak, facts = begin(device)
     document: dict[str, Any] = {"machine": facts, "sound": peak.sound, "threads": {}}
     every = torch.get_num_threads()
     for threads in sorted({1, every}) if device.type == "cpu" else [every]:
@@ -112,10 +109,7 @@ def main() -> None:
                 flush=True,
             )
     torch.set_num_threads(every)
-    after = measure_peak(device)
-    print(f"\nafter: {after}")
-    save(out, document | {"sound": peak.sound and after.sound})
-    print(f"written to {out}")
+    end(out, document, peak, device)
 
 
 if __name__ == "__main__":

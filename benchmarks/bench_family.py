@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from shapes import SETS, Shape, flattened, weights_of
-from timing import Peak, interleaved, machine, measure_peak, save
+from timing import Peak, begin, end, interleaved, save
 
 import schattor
 
@@ -181,10 +181,7 @@ def main() -> None:
     device = torch.device(options.device)
     out = options.out or Path(__file__).parent / f"results/family_{device.type}.json"
 
-    peak = measure_peak(device)
-    facts = machine(peak, device)
-    print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
-    print(peak)
+    peak, facts = begin(device)
     _, missing = peers()
     for each in missing:
         print(f"left out: {each}")
@@ -196,10 +193,7 @@ def main() -> None:
         print(f"  {'':<28} {'median':>9} {'lower':>9} {'upper':>9} {'worst':>9} {'floor':>9}")
         sets[name] = measure(shapes, options.rounds, peak, device)
         save(out, document)
-    after = measure_peak(device)
-    print(f"\nafter: {after}")
-    save(out, document | {"sound": peak.sound and after.sound})
-    print(f"written to {out}")
+    end(out, document, peak, device)
 
 
 if __name__ == "__main__":

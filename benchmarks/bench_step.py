@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from shapes import GPU_SETS, SETS, Shape, flattened, weights_of
-from timing import CPU, Peak, Timing, interleaved, machine, measure_peak, save
+from timing import CPU, Peak, Timing, begin, end, interleaved, save
 from truth import distance, exact_direction
 
 import schattor
@@ -233,19 +233,13 @@ def main() -> None:
     device = torch.device(options.device)
     out = options.out or Path(__file__).parent / f"results/step_{device.type}.json"
 
-    peak = measure_peak(device)
-    facts = machine(peak, device)
-    print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
-    print(peak)
+    peak, facts = begin(device)
     names = options.sets or sets_for(device)
     results: dict[str, Any] = {}
     for name in names:
         results[name] = measure(name, options.rounds, peak, device)
         save(out, {"machine": facts, "sound": peak.sound, "sets": results})
-    after = measure_peak(device)
-    print(f"\nafter: {after}")
-    save(out, {"machine": facts, "sound": peak.sound and after.sound, "sets": results})
-    print(f"written to {out}")
+    end(out, {"machine": facts, "sets": results}, peak, device)
 
 
 if __name__ == "__main__":

@@ -216,3 +216,20 @@ def save(file: Path, document: dict[str, Any]) -> None:
     """Write results; after every part of a run, so that one that is ended leaves what it has."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def begin(device: torch.device = CPU) -> tuple[Peak, dict[str, object]]:
+    """Measure the peak and print what is measured on; the peak and the facts of the machine."""
+    peak = measure_peak(device)
+    facts = machine(peak, device)
+    print(f"{facts['device']}, {facts['level']}, torch {facts['torch']}, commit {facts['commit']}")
+    print(peak)
+    return peak, facts
+
+
+def end(file: Path, document: dict[str, Any], peak: Peak, device: torch.device = CPU) -> None:
+    """Measure the peak again, and write what was sound only if it still is."""
+    after = measure_peak(device)
+    print(f"\nafter: {after}")
+    save(file, document | {"sound": peak.sound and after.sound})
+    print(f"written to {file}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from schattor import routing
 from schattor.blocks import block_shapes
-from schattor.optim._settings import Group, check
+from schattor.optim._settings import Group
 from schattor.optim._shards import is_sharded, refuse_sharded
 from schattor.planning import FLOATING
 
@@ -25,7 +25,6 @@ __all__ = [
     "renamed",
     "split",
     "to_groups",
-    "with_momentum",
 ]
 
 # Layers that are looked up or score a vocabulary, by the name before ".weight", in models at large.
@@ -56,14 +55,6 @@ def to_groups(who: str, params: Any, **keys: Any) -> list[Group]:
 def renamed(group: Group, **names: str) -> Group:
     """A group whose keys have other names."""
     return {names.get(key, key): value for key, value in group.items()}
-
-
-def with_momentum(who: str, group: Group) -> Group:
-    """A group in which the first of ``betas`` is the momentum's, unless it says that itself."""
-    if "betas" not in group or "momentum" in group:
-        return group
-    check(who, "betas", group["betas"])
-    return {**group, "momentum": group["betas"][0]}
 
 
 def split(who: str, group: Group) -> list[Group]:

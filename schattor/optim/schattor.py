@@ -251,7 +251,7 @@ class Schattor(Watching):
         """Add a group; one that names no rule is split in two, as in the constructor."""
         if not isinstance(param_group, dict):
             raise TypeError(f"{self._who}: a group must be a dict, got {param_group!r}")
-        param_group = self._named({**param_group})
+        param_group = self._named(param_group)
         check_keys(self._who, param_group)
         own_rate = "rule" in param_group and "lr" in param_group
         for part in self._split({**self._fixed, **param_group}):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from schattor.optim._groups import renamed, with_momentum
+from schattor.optim._groups import renamed
 from schattor.optim._settings import Group, check
 from schattor.optim.schattor import Params, Schattor
 
@@ -132,6 +132,16 @@ def _factors_beta(shampoo_beta: float | None) -> float | None:
     return None if negative else shampoo_beta
 
 
+def _with_betas(who: str, group: Group) -> Group:
+    """Betas as KL-Shampoo and SOAP have them: the first is the momentum's."""
+    if "betas" in group and "momentum" not in group:
+        check(who, "betas", group["betas"])
+        group["momentum"] = group["betas"][0]
+    if "shampoo_beta" in group:
+        group["shampoo_beta"] = _factors_beta(group["shampoo_beta"])
+    return group
+
+
 class KLShampoo(Schattor):
     """KL-Shampoo: Kronecker factors whitened on their other side, with tracked eigenvalues.
 
@@ -203,10 +213,7 @@ class KLShampoo(Schattor):
         )
 
     def _named(self, group: Group) -> Group:
-        group = with_momentum(self._who, renamed(group, max_clamp_value="max_clamp"))
-        if "shampoo_beta" in group:
-            group["shampoo_beta"] = _factors_beta(group["shampoo_beta"])
-        return group
+        return _with_betas(self._who, renamed(group, max_clamp_value="max_clamp"))
 
 
 class KLSOAP(KLShampoo):
@@ -295,7 +302,4 @@ class SOAP(Schattor):
         )
 
     def _named(self, group: Group) -> Group:
-        group = with_momentum(self._who, renamed(group, correct_bias="bias_correction"))
-        if "shampoo_beta" in group:
-            group["shampoo_beta"] = _factors_beta(group["shampoo_beta"])
-        return group
+        return _with_betas(self._who, renamed(group, correct_bias="bias_correction"))

@@ -15,6 +15,12 @@ using schattor::cpu::Dtype;
 using schattor::cpu::Parallel;
 using schattor::cpu::View;
 
+template <typename T>
+constexpr Dtype kDtype = sizeof(T) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
+// Half the distance from 1 to the next number: what a result is rounded by.
+template <typename T>
+constexpr double kUnit = sizeof(T) == sizeof(double) ? 0x1p-53 : 0x1p-24;
+
 constexpr Dtype kDtypes[] = {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
 
 inline double get(const void* data, Dtype dtype, int64_t at) {

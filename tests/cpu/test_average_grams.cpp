@@ -10,10 +10,8 @@
 namespace {
 
 using namespace schattor::cpu;
+using lists::kDtype, lists::kUnit;
 using matrices::Matrix;
-
-template <typename T>
-constexpr Dtype kDtype = sizeof(T) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
 
 template <typename T>
 struct Case {
@@ -69,7 +67,7 @@ void check_truth(const Case<T>& c, const std::vector<T>& got, int64_t i) {
     worst = std::max(worst, error == 0 ? 0 : error / size);
     symmetric &= got[i * square + k] == got[i * square + col * c.side + row];
   }
-  const double unit = sizeof(T) == sizeof(double) ? 0x1p-53 : 0x1p-24;
+  const double unit = kUnit<T>;
   CHECK(worst <= (depth + 4) * unit, "%ld x %ld, right %d: %g units", long(c.rows), long(c.cols),
         int(c.right), worst / unit);
   CHECK(symmetric, "%ld x %ld, right %d: not symmetric", long(c.rows), long(c.cols), int(c.right));

@@ -13,12 +13,8 @@
 namespace {
 
 using namespace schattor::cpu;
+using lists::kDtype, lists::kUnit;
 using matrices::Matrix;
-
-template <typename T>
-constexpr Dtype kDtype = sizeof(T) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
-template <typename T>
-constexpr double kUnit = sizeof(T) == sizeof(double) ? 0x1p-53 : 0x1p-24;
 
 template <typename T>
 struct Stepped {
@@ -78,6 +74,13 @@ Matrix columns_of(const Case<T>& c, int64_t i, const int64_t* order) {
   return columns;
 }
 
+// The entries of Q'Q - I.
+Matrix off_orthonormal(const Matrix& q, int64_t n) {
+  Matrix gram = matrices::gram_of(matrices::transposed(q, n, n), n, n);
+  for (int64_t k = 0; k < n; ++k) gram[k * n + k] -= 1;
+  return gram;
+}
+
 template <typename T>
 void check_order(const Case<T>& c, int64_t i, const std::vector<int64_t>& order) {
   const int64_t n = c.size;
@@ -114,10 +117,8 @@ void check_case(const Case<T>& c, bool sorted) {
       check_order(c, i, order);
     }
     const Matrix q = c.one(got.bases, i), turned = matrices::transposed(q, n, n);
-    Matrix gram = matrices::gram_of(turned, n, n);
-    for (int64_t k = 0; k < n; ++k) gram[k * n + k] -= 1;
     double worst = 0, below = 0;
-    for (double value : gram) worst = std::max(worst, std::fabs(value));
+    for (double value : off_orthonormal(q, n)) worst = std::max(worst, std::fabs(value));
     CHECK(worst <= limit, "size %ld: Q'Q off by %g units", long(n), worst / kUnit<T>);
     const Matrix r = matrices::times(turned, columns_of(c, i, order.data()), n, n, n);
     for (int64_t k = 0; k < n * n; ++k) {
@@ -164,10 +165,8 @@ void any_rank_and_size() {
     for (const int64_t rank : {1, 7}) {
       const Case<T> c(1, 50, rank);
       const Matrix q = c.one(c.stepped(sorted, 1, 0, 1).bases, 0);
-      Matrix gram = matrices::gram_of(matrices::transposed(q, 50, 50), 50, 50);
-      for (int64_t k = 0; k < 50; ++k) gram[k * 50 + k] -= 1;
-      CHECK(matrices::norm(gram) <= 1000 * kUnit<T>, "rank %ld: %g units", long(rank),
-            matrices::norm(gram) / kUnit<T>);
+      const double off = matrices::norm(off_orthonormal(q, 50));
+      CHECK(off <= 1000 * kUnit<T>, "rank %ld: %g units", long(rank), off / kUnit<T>);
     }
   }
 }
@@ -176,13 +175,9 @@ void any_rank_and_size() {
 template <typename T>
 void subnormal() {
   const double tiny = sizeof(T) == sizeof(double) ? 1e-312 : 1e-42;
-  const Matrix q = [&] {
-    const Case<T> c(1, 50, 60, tiny);
-    return c.one(c.stepped(true, 1, 0, 1).bases, 0);
-  }();
-  Matrix gram = matrices::gram_of(matrices::transposed(q, 50, 50), 50, 50);
-  for (int64_t k = 0; k < 50; ++k) gram[k * 50 + k] -= 1;
-  CHECK(matrices::norm(gram) <= 1000 * kUnit<T>, "%g units", matrices::norm(gram) / kUnit<T>);
+  const Case<T> c(1, 50, 60, tiny);
+  const double off = matrices::norm(off_orthonormal(c.one(c.stepped(true, 1, 0, 1).bases, 0), 50));
+  CHECK(off <= 1000 * kUnit<T>, "%g units", off / kUnit<T>);
 }
 
 // Columns of NaN come last, as they were, and the others descend.

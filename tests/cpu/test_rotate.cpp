@@ -10,12 +10,8 @@
 namespace {
 
 using namespace schattor::cpu;
+using lists::kDtype, lists::kUnit;
 using matrices::Matrix;
-
-template <typename T>
-constexpr Dtype kDtype = sizeof(T) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
-template <typename T>
-constexpr double kUnit = sizeof(T) == sizeof(double) ? 0x1p-53 : 0x1p-24;
 
 template <typename T>
 std::vector<T> gaussian(int64_t size) {
