@@ -21,6 +21,7 @@ import schattor
 
 EPOCHS, BATCH, SEEDS = 4, 64, 2
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+Images = tuple[Tensor, Tensor, Tensor, Tensor]  # to train on, their labels, held out, their labels
 Maker = Callable[[nn.Module, float], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Maker] = {
     "AdamW": lambda model, lr: torch.optim.AdamW(model.parameters(), lr),
@@ -45,8 +46,8 @@ def make_model() -> nn.Module:
     )
 
 
-def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images and labels, then those held out."""
+def load() -> Images:
+    """The images that come with scikit-learn, a quarter held out."""
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
     train_x, test_x = (torch.tensor(x / 16 - 0.3).float().view(-1, 1, 8, 8) for x in parts[:2])

@@ -11,6 +11,8 @@ from members import is_rival
 OPTIMIZERS = {
     "adamw": "torch.optim.AdamW",
     "muon": "torch.optim.Muon + AdamW",
+    "sgd": "SGD, momentum 0.9, one rate",
+    "schattor.muon": "Muon",
     "schattor:p=2,oracle=regularized": "Schattor p=2, regularized",
     "schattor:p=3": "Schattor p=3",
     "schattor:p=inf": "Schattor p=inf",

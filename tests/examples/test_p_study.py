@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-for package in ("transformers", "accelerate", "rich", "matplotlib", "sklearn"):
+for package in ("transformers", "accelerate", "rich", "matplotlib", "sklearn", "mlxtend"):
     pytest.importorskip(package)
 
 with patch.dict(os.environ):  # they hide GPUs, other tests want them
@@ -45,6 +45,15 @@ def test_every_variant_makes_its_optimizer() -> None:
     assert groups[0]["power"] == 0.25
 
 
+def test_images_of_mnist_are_held_out_class_by_class() -> None:
+    train_x, train_y, test_x, test_y = study.load_mnist()
+    assert train_x.shape == (4000, 1, 28, 28) and test_x.shape == (1000, 1, 28, 28)
+    assert train_y.bincount().tolist() == [400] * 10 and test_y.bincount().tolist() == [100] * 10
+    assert train_x.min() == pytest.approx(-0.13) and train_x.max() == pytest.approx(0.87)
+    rows = torch.cat([train_x, test_x]).flatten(1)
+    assert len(rows.unique(dim=0)) == 5000  # none is both trained on and held out
+
+
 def test_a_study_of_all_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,7 +63,7 @@ def test_a_study_of_all_tasks(
     monkeypatch.setattr(studies, "WIDEST", 2)
     monkeypatch.setattr(study, "PRETRAINING", 3)
     short = {"steps": 4, "warmup": 1, "evaluate_every": 2, "rates": (1e-3, 1e-2)}
-    for task in ("VIT", "GPT", "LORA"):
+    for task in ("VIT", "MNIST", "GPT", "LORA"):
         monkeypatch.setattr(study, task, dataclasses.replace(getattr(study, task), **short))
     paths = {"json": tmp_path / "study.json", "plot": tmp_path / "study.png"}
     command = ["--out", str(tmp_path / "out")]
@@ -63,7 +72,7 @@ def test_a_study_of_all_tasks(
     study.main(command)
 
     document = json.loads(paths["json"].read_text())
-    for task in ("vit", "gpt", "lora"):
+    for task in ("vit", "mnist", "gpt", "lora"):
         rows = document["tables"][task]
         assert {row["name"] for row in rows} == set(names)
         runs = document["runs"][task]
