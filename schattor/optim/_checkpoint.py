@@ -82,7 +82,7 @@ def check_state_dict(who: str, groups: list[Group], state_dict: Mapping[str, Any
                 " another version of schattor"
             )
         merged.append(complete(new, old))
-        _check_rule(who, old, merged[-1])
+        _check_kind(who, old, merged[-1])
         check_group(who, merged[-1])
         for identity, param in zip(new["params"], old["params"], strict=True):
             entry = state_dict["state"].get(identity, {})
@@ -93,13 +93,14 @@ def check_state_dict(who: str, groups: list[Group], state_dict: Mapping[str, Any
     check_together(who, merged)
 
 
-def _check_rule(who: str, present: Group, loaded: Group) -> None:
+def _check_kind(who: str, present: Group, loaded: Group) -> None:
     """Raise ValueError where loading would make another optimizer of a group."""
-    if loaded["rule"] != present["rule"]:
-        raise ValueError(
-            f"{who}: a group must keep its rule {present['rule']!r}, got {loaded['rule']!r}: load"
-            " what this optimizer saved"
-        )
+    for key in ("rule", "preconditioner", "norm"):
+        if loaded[key] != present[key] and (key == "rule" or present["rule"] == "matrix"):
+            raise ValueError(
+                f"{who}: a group must keep its {key} {present[key]!r}, got {loaded[key]!r}: load"
+                " what this optimizer saved"
+            )
 
 
 def _check_entry(
@@ -200,9 +201,10 @@ class Checkpointed(Optimizer):
             state_dict: what :meth:`state_dict` gave; tensors are copied.
 
         Raises ValueError or TypeError, before anything is changed, for groups or shapes that do not
-        fit, values that are not allowed, another rule than a group has here, p chosen from data
-        where it is given here, statistics that cannot follow a weight into its memory format, or a
-        format of another version. Warns of p that was given where it is chosen from data here.
+        fit, values that are not allowed, another rule, preconditioner or norm than a group has
+        here, p chosen from data where it is given here, statistics that cannot follow a weight into
+        its memory format, or a format of another version. Warns of p that was given where it is
+        chosen from data here.
         """
         handle = self.register_load_state_dict_pre_hook(self._before_loading)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from schattor.blocks import block_shapes
 from schattor.optim._settings import Group
 from schattor.optim._shards import is_sharded, refuse_sharded
 from schattor.planning import FLOATING
+from schattor.theory.preconditioners import PRECONDITIONERS, Preconditioner
 
 __all__ = [
     "block_weight",
     "name_of",
     "refuse_gradient",
+    "refuse_idle",
     "refuse_parameter",
     "refuse_unmatched_weights",
     "renamed",
@@ -206,4 +208,25 @@ def refuse_unmatched_weights(who: str, groups: Iterable[Group]) -> None:
             raise ValueError(
                 f"{who}: block_weights[{pattern!r}] must match a parameter of the matrix rule,"
                 " got none"
+            )
+
+
+# Arguments that only some preconditioners read, and what they are where none of these is there.
+_IDLE: dict[str, tuple[Any, Callable[[Preconditioner], bool], str]] = {
+    "second_moment": ("full", lambda spec: spec.weights == "moments", "second moments"),
+    "stagger": (False, lambda spec: bool(spec.basis), "factors"),
+    "precondition_frequency": (None, lambda spec: bool(spec.basis), "factors"),
+    "shampoo_beta": (None, lambda spec: bool(spec.basis), "factors"),
+}
+
+
+def refuse_idle(who: str, arguments: Group, groups: Iterable[Group]) -> None:
+    """Raise ValueError for an argument that no group of matrices would ever read."""
+    names = [group["preconditioner"] for group in groups if group["rule"] == "matrix"]
+    for key, (idle, reads, what) in _IDLE.items():
+        used = any(name is not None and reads(PRECONDITIONERS[name]) for name in names)
+        if names and not used and arguments[key] != idle:
+            raise ValueError(
+                f"{who}: {key} must be {idle!r} with preconditioner={names[0]!r}, which has no"
+                f" {what}, got {arguments[key]!r}"
             )

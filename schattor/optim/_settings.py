@@ -251,8 +251,8 @@ def _check_preconditioner(who: str, group: Group) -> None:
     name = group["preconditioner"]
     if group["norm"] == "entries" and group["scale"] == "spectral":
         raise ValueError(
-            f'{who}: scale must be None, "unit", "rms", "pin" or "width" with norm="entries",'
-            " which has no singular values, got 'spectral'"
+            f'{who}: scale must be None, "unit", "rms", "pin", "width", "sgd" or "adam" with'
+            " norm=\"entries\", which has no singular values, got 'spectral'"
         )
     if name is None:
         return

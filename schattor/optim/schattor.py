@@ -15,6 +15,7 @@ from schattor.optim import elementwise
 from schattor.optim._checkpoint import FORMAT, Schedule
 from schattor.optim._groups import (
     name_of,
+    refuse_idle,
     refuse_parameter,
     refuse_unmatched_weights,
     split,
@@ -243,6 +244,7 @@ class Schattor(Watching):
         self._stepper, self._sharded = Stepper(self._who), ShardedSteps(self._who)
         super().__init__(to_groups(self._who, params, **self._fixed), defaults)
         check_together(self._who, self.param_groups)
+        refuse_idle(self._who, defaults, self.param_groups)
         refuse_unmatched_weights(self._who, self.param_groups)
         if self.wants_model and model is not None:
             self.watch(model)

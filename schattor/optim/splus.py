@@ -8,7 +8,7 @@ from torch import Tensor
 from schattor.optim._entries import zeros_as
 from schattor.optim._groups import renamed, split
 from schattor.optim._preconditioned import work_dtype
-from schattor.optim._settings import Group
+from schattor.optim._settings import Group, check
 from schattor.optim.schattor import Params, Schattor
 
 __all__ = ["SPlus"]
@@ -59,8 +59,8 @@ class SPlus(Schattor):
         maximize: bool = False,
     ) -> None:
         """See the class."""
-        if not (isinstance(ema_rate, int | float) and 0 <= ema_rate < 1):
-            raise ValueError(f"SPlus: ema_rate must be in [0, 1), got {ema_rate!r}")
+        check(type(self).__name__, "ema_rate", ema_rate)
+        check(type(self).__name__, "nonstandard_constant", nonstandard_constant)
         self._fixed = {"ema_rate": ema_rate, "train_mode": True}
         self._constant = nonstandard_constant
         super().__init__(

@@ -121,6 +121,35 @@ def test_a_load_keeps_the_rule() -> None:
     assert adamw.param_groups[0]["rule"] == "adamw" and not adamw.state
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "key"),
+    [
+        ("soap", "muadam", "preconditioner 'soap', got 'adam'"),
+        ("muadam", "schattor", "preconditioner 'adam', got None"),
+        ("schattor", "kl_shampoo", "preconditioner None, got 'kl_shampoo'"),
+    ],
+)
+def test_a_load_keeps_the_member(here: str, there: str, key: str) -> None:
+    made = problem()
+    ours, other = (create(name, made.params) for name in (here, there))
+    run(other, made, 2)
+    before = [param.detach().clone() for param in made.params]
+    with pytest.raises(ValueError, match=f"load_state_dict: a group must keep its {key}: load"):
+        ours.load_state_dict(other.state_dict())
+    assert not ours.state
+    assert all(map(torch.equal, made.params, before))
+    fresh = create(there, made.params)
+    fresh.load_state_dict(other.state_dict())
+    run(fresh, made, 1)
+
+
+def test_a_load_keeps_the_norm() -> None:
+    made = problem()
+    entries, singular = (Schattor(made.params, norm=norm) for norm in ("entries", "schatten"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a group must keep its norm 'schatten', got 'entries'"):
+        singular.load_state_dict(entries.state_dict())
+
+
 def test_a_load_makes_no_p_from_data_where_it_was_given() -> None:
     made = problem()
     fixed, auto = Schattor(made.params, p=3.0), Schattor(made.params, p="auto")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -107,5 +108,8 @@ def test_create_says_what_comes_first() -> None:
     for wrong in (None, nn.Linear(2, 2)):
         with pytest.raises(TypeError, match="create: name, the first argument, must be a string"):
             schattor.create(wrong, weights())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="SPlus: ema_rate must be in"):
+    with pytest.raises(TypeError, match="SPlus: ema_rate must be in"):
         schattor.create("splus", weights(), ema_rate="x")
+    for constant in (-1.0, math.inf):  # also where no parameter would follow the sign
+        with pytest.raises(ValueError, match="SPlus: nonstandard_constant must be a finite number"):
+            schattor.create("splus", weights(), nonstandard_constant=constant)

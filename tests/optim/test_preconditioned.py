@@ -32,7 +32,7 @@ def test_any_preconditioner_takes_any_p(name: str | None, p: float, norm: str) -
         p=p,
         norm=norm,  # type: ignore[arg-type]
         preconditioner=name,
-        precondition_frequency=1,
+        precondition_frequency=1 if name and PRECONDITIONERS[name].basis else None,
         momentum=0.0,
         scale="unit",
         eps=1e-6,
@@ -223,9 +223,10 @@ def test_groups_added_later_follow_their_preset() -> None:
 @pytest.mark.parametrize("before", ["adam", "factored", "shampoo", "kl_soap", "soap", "splus"])
 def test_what_an_earlier_preconditioner_left_is_not_used(before: str, after: str) -> None:
     def settings(name: str) -> dict[str, Any]:
-        factored = name == "factored"
-        names = {"preconditioner": "adam" if factored else name, "precondition_frequency": 2}
-        return {**names, "second_moment": "factored" if factored else "full"}
+        if name in ("adam", "factored"):
+            kind = "factored" if name == "factored" else "full"
+            return {"preconditioner": "adam", "second_moment": kind}
+        return {"preconditioner": name, "second_moment": "full", "precondition_frequency": 2}
 
     def weight() -> nn.Parameter:
         return nn.Parameter(torch.zeros(4, 6, dtype=F64))

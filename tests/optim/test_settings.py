@@ -106,6 +106,30 @@ def test_groups_are_held_to_the_same(
         Schattor([{"params": [nn.Parameter(torch.zeros(2, 2))], **keys}])
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"second_moment": "factored"}, "second_moment must be 'full' with preconditioner=None"),
+        ({"stagger": True}, "stagger must be False with preconditioner=None, which has no factors"),
+        (
+            {"preconditioner": "adam", "precondition_frequency": 5},
+            "precondition_frequency must be None with preconditioner='adam', which has no factors",
+        ),
+        ({"preconditioner": "padam", "shampoo_beta": 0.9}, "shampoo_beta must be None with"),
+    ],
+)
+def test_arguments_without_effect_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(**keys)
+
+
+def test_arguments_that_one_group_of_matrices_reads_are_taken() -> None:
+    one, other, vector = (nn.Parameter(torch.ones(*shape)) for shape in ((2, 2), (3, 3), (4,)))
+    groups = [{"params": [one], "preconditioner": "soap"}, {"params": [other]}]
+    Schattor(groups, stagger=True, precondition_frequency=5, second_moment="factored")
+    Schattor([vector], stagger=True)  # no matrix is there yet
+
+
 def test_a_wrong_value_set_between_steps_is_refused_before_anything_moves() -> None:
     params = [nn.Parameter(torch.zeros(2, 2)) for _ in range(2)]
     for param in params:
