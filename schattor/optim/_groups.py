@@ -24,7 +24,6 @@ __all__ = [
     "refuse_idle",
     "refuse_parameter",
     "refuse_unmatched_weights",
-    "renamed",
     "split",
     "to_groups",
 ]
@@ -52,11 +51,6 @@ def to_groups(who: str, params: Any, **keys: Any) -> list[Group]:
     if items and isinstance(items[0], dict):
         return [{**keys, **group} for group in items]
     return [{**keys, "params": items}] if items else []
-
-
-def renamed(group: Group, **names: str) -> Group:
-    """A group whose keys have other names."""
-    return {names.get(key, key): value for key, value in group.items()}
 
 
 def split(who: str, group: Group) -> list[Group]:

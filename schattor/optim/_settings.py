@@ -162,9 +162,12 @@ REQUIREMENTS: dict[str, Requirement] = {
 }
 
 
-def check(who: str, key: str, value: Any) -> None:
-    """Raise TypeError or ValueError in the library's form where a value is not what a key takes."""
-    requirement = REQUIREMENTS[key]
+def check(who: str, key: str, value: Any, called: str | None = None) -> None:
+    """Raise TypeError or ValueError in the library's form where a value is not what a key takes.
+
+    ``called`` is the key's name in the message.
+    """
+    requirement, key = REQUIREMENTS[key], called or key
     if not isinstance(value, requirement.types):
         got = f"{value!r} ({type(value).__name__})"
         raise TypeError(f"{who}: {key} must be {requirement.words}, got {got}")
@@ -186,10 +189,13 @@ def check_keys(who: str, group: Group) -> None:
                 )
 
 
-def check_group(who: str, group: Group) -> None:
-    """Check every key of a group, and what the keys of a matrix group mean together."""
-    for key in REQUIREMENTS.keys() & group.keys():
-        check(who, key, group[key])
+def check_group(who: str, group: Group, called: Mapping[str, str] | None = None) -> None:
+    """Check every key of a group, and what the keys of a matrix group mean together.
+
+    ``called`` are names of single keys in messages, where they are others than ours.
+    """
+    for key in filter(group.__contains__, REQUIREMENTS):
+        check(who, key, group[key], (called or {}).get(key))
     power_of(who, group)
     if group["rule"] == "sgd" and group["capturable"]:
         raise ValueError(

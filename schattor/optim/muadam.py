@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from schattor.optim._groups import renamed
-from schattor.optim._settings import Group
 from schattor.optim.schattor import Params, Schattor
 
 __all__ = ["MuAdam", "MuAdamSania"]
@@ -40,6 +38,7 @@ class MuAdam(Schattor):
     """
 
     _preconditioner = "adam"
+    _authors = {"ns_steps": "steps", "adamw_betas": "betas", "adamw_eps": "eps"}
 
     def __init__(
         self,
@@ -71,9 +70,6 @@ class MuAdam(Schattor):
             maximize=maximize,
             capturable=capturable,
         )
-
-    def _named(self, group: Group) -> Group:
-        return renamed(group, ns_steps="steps", adamw_betas="betas", adamw_eps="eps")
 
 
 class MuAdamSania(MuAdam):

@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from schattor.optim._groups import renamed
 from schattor.optim._settings import Group
 from schattor.optim.schattor import Params, Schattor
 from schattor.theory import chains
@@ -53,6 +52,8 @@ class Muon(Schattor):
     ['matrix', 'adamw']
     """
 
+    _authors = {"ns_steps": "steps", "ns_coefficients": "coefficients"}
+
     def __init__(
         self,
         params: Params,
@@ -88,7 +89,7 @@ class Muon(Schattor):
         )
 
     def _named(self, group: Group) -> Group:
-        group = renamed(group, ns_steps="steps", ns_coefficients="coefficients")
+        group = super()._named(group)
         if "coefficients" in group:
             group["coefficients"] = _row(group["coefficients"])
         if "adjust_lr_fn" in group:

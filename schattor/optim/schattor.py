@@ -161,6 +161,9 @@ class Schattor(Watching):
     [('matrix', 3.0), ('adamw', 3.0)]
     """
 
+    # What a member's authors call keys of ours.
+    _authors: Mapping[str, str] = {}
+
     def __init__(
         self,
         params: Params,
@@ -276,7 +279,7 @@ class Schattor(Watching):
 
     def _named(self, group: Group) -> Group:
         """A caller's group with the names that a member's authors use for settings as ours."""
-        return group
+        return {self._authors.get(key, key): value for key, value in group.items()}
 
     def _split(self, group: Group) -> list[Group]:
         return split(self._who, group)
@@ -288,7 +291,7 @@ class Schattor(Watching):
                     f"{self._who}: {dial} must be a number with capturable=True, since a captured"
                     f" graph runs no Python, got {schedule!r}"
                 )
-        check_group(self._who, group)
+        check_group(self._who, group, {ours: theirs for theirs, ours in self._authors.items()})
         for index, param in enumerate(group["params"]):
             if isinstance(param, Tensor):  # torch refuses the rest
                 name = name_of(len(self.param_groups), group, index)

@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from schattor.optim._groups import renamed
 from schattor.optim._settings import Group, check
 from schattor.optim.schattor import Params, Schattor
 
@@ -45,6 +44,7 @@ class Shampoo(Schattor):
     >>> optimizer = Shampoo(nn.Linear(4, 4), lr=1e-2)
     """
 
+    _authors = {"epsilon": "eps", "use_bias_correction": "bias_correction"}
     _kept = (*Schattor._kept, "_most")
 
     def __init__(
@@ -91,7 +91,7 @@ class Shampoo(Schattor):
         )
 
     def _named(self, group: Group) -> Group:
-        group = renamed(group, epsilon="eps", use_bias_correction="bias_correction")
+        group = super()._named(group)
         if group.get("rule") != "adamw" and "momentum" not in group and "betas" in group:
             check(self._who, "betas", group["betas"])
             group["momentum"], group["shampoo_beta"] = group.pop("betas")
@@ -172,6 +172,7 @@ class KLShampoo(Schattor):
     """
 
     _preconditioner = "kl_shampoo"
+    _authors = {"max_clamp_value": "max_clamp"}
 
     def __init__(
         self,
@@ -213,7 +214,7 @@ class KLShampoo(Schattor):
         )
 
     def _named(self, group: Group) -> Group:
-        return _with_betas(self._who, renamed(group, max_clamp_value="max_clamp"))
+        return _with_betas(self._who, super()._named(group))
 
 
 class KLSOAP(KLShampoo):
@@ -263,6 +264,8 @@ class SOAP(Schattor):
     >>> optimizer = SOAP(nn.Linear(4, 4), lr=3e-3)
     """
 
+    _authors = {"correct_bias": "bias_correction"}
+
     def __init__(
         self,
         params: Params,
@@ -302,4 +305,4 @@ class SOAP(Schattor):
         )
 
     def _named(self, group: Group) -> Group:
-        return _with_betas(self._who, renamed(group, correct_bias="bias_correction"))
+        return _with_betas(self._who, super()._named(group))

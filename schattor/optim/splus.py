@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from schattor.optim._entries import zeros_as
-from schattor.optim._groups import renamed, split
+from schattor.optim._groups import split
 from schattor.optim._preconditioned import work_dtype
 from schattor.optim._settings import Group, check
 from schattor.optim.schattor import Params, Schattor
@@ -41,6 +41,11 @@ class SPlus(Schattor):
     >>> optimizer = SPlus(nn.Linear(4, 4), lr=0.1)
     """
 
+    _authors = {
+        "b1": "momentum",
+        "inverse_every": "precondition_frequency",
+        "max_dim": "max_precond_dim",
+    }
     _kept = (*Schattor._kept, "_constant")
 
     def __init__(
@@ -80,9 +85,7 @@ class SPlus(Schattor):
         )
 
     def _named(self, group: Group) -> Group:
-        group = renamed(group, inverse_every="precondition_frequency", max_dim="max_precond_dim")
-        if "b1" in group:
-            group["momentum"] = group.pop("b1")
+        group = super()._named(group)
         if "b2" in group:
             group["betas"] = (self.defaults["betas"][0], group.pop("b2"))
         return group

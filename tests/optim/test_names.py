@@ -104,6 +104,33 @@ def test_what_a_group_may_not_say_is_refused_as_in_the_constructor(
         schattor.create(member, [{"params": weights(), **settings}])
 
 
+@pytest.mark.parametrize(
+    ("member", "name", "wrong"),
+    [
+        ("soap", "correct_bias", "yes"),
+        ("kl_shampoo", "max_clamp_value", 0),
+        ("shampoo", "epsilon", -1.0),
+        ("shampoo", "use_bias_correction", 1),
+        ("splus", "b1", 1.0),
+        ("splus", "inverse_every", 0),
+        ("splus", "max_dim", -1),
+        ("muadam", "ns_steps", 0),
+        ("muadam_sania", "adamw_betas", (0.9,)),
+        ("muadam", "adamw_eps", "x"),
+        ("muon", "ns_coefficients", "jordans"),
+        ("soap", "precondition_frequency", 0),
+    ],
+)
+def test_errors_call_an_argument_as_the_caller_did(member: str, name: str, wrong: Any) -> None:
+    who = type(schattor.create(member, weights())).__name__
+    for params, settings in (
+        (weights(), {name: wrong}),
+        ([{"params": weights(), name: wrong}], {}),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"{who}: {name} must be .*, got"):
+            schattor.create(member, params, **settings)
+
+
 def test_create_says_what_comes_first() -> None:
     for wrong in (None, nn.Linear(2, 2)):
         with pytest.raises(TypeError, match="create: name, the first argument, must be a string"):

@@ -100,7 +100,7 @@ def test_muon_gives_the_rest_to_adamw() -> None:
     [
         ({"adjust_lr_fn": "moonshot"}, 'adjust_lr_fn must be None, "original" or "match_rms'),
         ({"ns_coefficients": (1.0, 2.0, 3.0)}, "Muon: ns_coefficients must be one of schattor, j"),
-        ({"ns_coefficients": "quick"}, "Muon: coefficients must be"),
+        ({"ns_coefficients": "quick"}, "Muon: ns_coefficients must be"),
         ({"ns_steps": 3}, "Muon: steps must be in [4, 10], got 3"),
     ],
 )
