@@ -80,11 +80,15 @@ def member_of(name: str) -> str:
 
 def rates(name: str, settings: Training) -> tuple[float, ...]:
     """The learning rates of the hidden matrices that an optimizer sweeps."""
-    options = keywords(name)
-    factor = FACTORS.get(member_of(name), 1.0)
-    if options.get("oracle") == "regularized" and "preconditioner" not in options:
-        factor = FACTORS["sgd"]  # a step as long as the gradient
+    factor = FACTORS["sgd"] if _follows_length(name) else FACTORS.get(member_of(name), 1.0)
     return tuple(float(f"{factor * rate:.3g}") for rate in settings.rates)
+
+
+def _follows_length(name: str) -> bool:
+    """Whether a step is as long as the gradient, as SGD's."""
+    options, member = keywords(name), member_of(name)
+    regularized = options.get("oracle") == "regularized" and "preconditioner" not in options
+    return member == "sgd" or (member == "schattor" and regularized)
 
 
 class MemberFactory:
@@ -117,7 +121,10 @@ def optimizer_pair(name: str, lr: float, settings: Training) -> tuple[Any, dict[
     Raises ValueError or TypeError at once for a name or settings that no optimizer takes.
     """
     name = canonical(name)
-    common: dict[str, Any] = {"lr": lr, "weight_decay": settings.weight_decay}
+    decay = settings.weight_decay
+    if _follows_length(name):  # or weights would fade a hundred times as fast as AdamW's
+        decay /= FACTORS["sgd"]
+    common: dict[str, Any] = {"lr": lr, "weight_decay": decay}
     if is_rival(name):
         return RIVALS[name], {**common, "other_lr": settings.other_rate}
     member = member_of(name)

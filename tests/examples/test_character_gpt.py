@@ -213,6 +213,14 @@ def test_all_sweep_the_matrices_alone_and_decay_the_same(name: str) -> None:
     assert not names
 
 
+@pytest.mark.parametrize("name", ["sgd", "schattor:p=2,oracle=regularized"])
+def test_steps_as_long_as_the_gradient_let_weights_fade_as_others_do(name: str) -> None:
+    """Their rates are a hundred times AdamW's, and what decays is their product with the decay."""
+    _, keywords = optimizer_pair(name, 1.0, TINY)
+    faded = [rate * keywords["weight_decay"] for rate in rates(name, TINY)]
+    assert faded == pytest.approx([rate * TINY.weight_decay for rate in TINY.rates])
+
+
 # The store.
 
 
