@@ -217,7 +217,9 @@ def singular_values(wide: Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _random_block(cols: int, rank: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(cols, rank, generator=generator, dtype=dtype).to(device)
+    # On the processor whatever torch.set_default_device says: the generator is there.
+    drawn = torch.randn(cols, rank, generator=generator, dtype=dtype, device="cpu")
+    return drawn.to(device)
 
 
 def start_block(wide: Tensor, columns: int, generator: torch.Generator | None = None) -> Tensor:

@@ -182,6 +182,15 @@ def test_gather_returns_to_shape_and_dtype() -> None:
     assert back[1, 2].isnan().all() and gathered.finite.tolist() == [True] * 5 + [False]
 
 
+def test_start_block_is_drawn_on_the_processor_whatever_the_default_device() -> None:
+    wide = torch.empty(2, 4, 11, device="cpu")
+    usual = directions.start_block(wide, 3)
+    directions._random_block.cache_clear()
+    with torch.device("meta"):
+        found = directions.start_block(wide, 3)
+    assert found.device == wide.device and torch.equal(found, usual)
+
+
 def test_start_block_is_the_same_in_every_call() -> None:
     first = directions.start_block(torch.empty(2, 4, 9), 3)
     second = directions.start_block(torch.empty(1, 4, 9), 3)
