@@ -11,6 +11,7 @@ measured peak and bytes over the measured copy rate.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -169,21 +170,25 @@ def measure(
     """Time one batch, print its table and return what was measured."""
     found, missing = contenders(shape, device)
     calls, errors, counts = {}, {}, {}
+    failed: dict[str, str] = {}
     truths = Truths(shape, device)
     for key, (direct, power, plan) in found.items():
-        errors[key] = truths.error_of(direct, plan, power)
-        wide = wide_batch(shape, plan, device)
-        count = max(1, min(16, ROTATED // wide.nbytes)) if device.type == "cuda" else 1
-        inputs = [wide] + [wide_batch(shape, plan, device) for _ in range(count - 1)]
-        calls[key], counts[key] = rotating(direct, inputs), count
+        try:  # one that cannot run here is told of, and the others are timed
+            errors[key] = truths.error_of(direct, plan, power)
+            wide = wide_batch(shape, plan, device)
+            count = max(1, min(16, ROTATED // wide.nbytes)) if device.type == "cuda" else 1
+            inputs = [wide] + [wide_batch(shape, plan, device) for _ in range(count - 1)]
+            calls[key], counts[key] = rotating(direct, inputs), count
+        except Exception as error:
+            failed[key] = f"{type(error).__name__}: {error}"
+            print(f"  {name}: {key} failed: {failed[key]}", flush=True)
     timings = interleaved(calls, rounds, device)
-    best = min(
-        timings[key].median / counts[key] for key, (_, _, plan) in found.items() if plan is None
-    )
+    peers = [key for key, (_, _, plan) in found.items() if plan is None and key in timings]
+    best = min((timings[key].median / counts[key] for key in peers), default=math.nan)
     print(f"\n{name}  (best peer {1e6 * best:.1f} us)")
     heads = " ".join(f"{head:>10}" for head in ("us", "lower", "upper"))
     print(f"  {'':<28} {heads}  vs best   floor    error")
-    results: dict[str, Any] = {"missing": missing}
+    results: dict[str, Any] = {"missing": missing, "failed": failed}
     for key, timing in timings.items():
         each = Timing(*(value / counts[key] for value in list(asdict(timing).values())[:4]), rounds)
         plan = found[key][2]
@@ -234,6 +239,9 @@ def main() -> None:
         results[name] = measure(name, batches[name], device, options.rounds, peak)
         save(out, {"machine": facts, "sound": peak.sound, "batches": results})
     end(out, {"machine": facts, "batches": results}, peak, device)
+    failed = [f"{name}, {key}" for name, each in results.items() for key in each["failed"]]
+    if failed:
+        raise SystemExit(f"bench_directions: these failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":
