@@ -143,6 +143,16 @@ def test_a_load_keeps_the_member(here: str, there: str, key: str) -> None:
     run(fresh, made, 1)
 
 
+def test_a_load_minds_no_preconditioner_where_there_is_no_matrix() -> None:
+    vectors = [nn.Parameter(torch.ones(3))]
+    vectors[0].grad = torch.ones(3)
+    saved = create("muadam", vectors)
+    saved.step()
+    loaded = Schattor(vectors)
+    loaded.load_state_dict(saved.state_dict())
+    assert torch.equal(loaded.state[vectors[0]]["exp_avg"], saved.state[vectors[0]]["exp_avg"])
+
+
 def test_a_load_keeps_the_norm() -> None:
     made = problem()
     entries, singular = (Schattor(made.params, norm=norm) for norm in ("entries", "schatten"))  # type: ignore[arg-type]

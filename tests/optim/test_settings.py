@@ -116,6 +116,7 @@ def test_groups_are_held_to_the_same(
             "precondition_frequency must be None with preconditioner='adam', which has no factors",
         ),
         ({"preconditioner": "padam", "shampoo_beta": 0.9}, "shampoo_beta must be None with"),
+        ({"preconditioner": "sania", "stagger": True}, "stagger must be False with preconditioner"),
     ],
 )
 def test_arguments_without_effect_are_refused(keys: dict[str, Any], message: str) -> None:
