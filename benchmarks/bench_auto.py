@@ -9,7 +9,6 @@ of inputs; the table gives the share that recordings every 10 and every 100 step
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import read_command
 from timing import begin, interleaved, save
 
 import schattor
@@ -45,13 +45,8 @@ def training_step(p: Any, device: torch.device) -> Callable[[], None]:
 
 def main() -> None:
     """Measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    out = options.out or Path(__file__).parent / f"results/auto_{device.type}.json"
+    command = read_command(__doc__, "auto", rounds=15)
+    device, out = command.device, command.out
 
     calls = {
         "fixed p": training_step(4.0, device),
@@ -64,7 +59,7 @@ def main() -> None:
         auto = schattor.AutoP(interval=1, warmup=0, statistics=statistics)
         calls[f"auto, recording, {statistics}"] = training_step(auto, device)
     _, facts = begin(device)
-    timings = interleaved(calls, options.rounds, device)
+    timings = interleaved(calls, command.rounds, device)
     plain = timings["fixed p"].median
     print(f"  {'':<36} {'ms':>9} {'lower':>9} {'upper':>9} {'every 10':>9} {'every 100':>9}")
     results: dict[str, dict[str, Any]] = {}

@@ -1,6 +1,6 @@
 """Directions of wide batches: our kernels beside torch, gram-newton-schulz and Dion.
 
-    python benchmarks/bench_directions.py [--device D] [--batches NAME ...] [--rounds N] [--out F]
+    python benchmarks/bench_directions.py [--device D] [--sets NAME ...] [--rounds N] [--out F]
 
 On a GPU every function is captured in a graph that runs it on several inputs in turn, more than its
 cache holds, and replays are timed by events. Errors are relative Frobenius distances from the
@@ -10,19 +10,18 @@ measured peak and bytes over the measured copy rate.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from peers import polar_peers
+from command import read_command
+from peers import muon_loop, polar_peers
 from shapes import BATCHES, GPU_BATCHES
 from timing import Peak, Timing, begin, end, interleaved, save
 from torch import Tensor
-from truth import distance, exact_direction
+from truth import distance, exact_directions
 
 from schattor import _C, measured, ops, planning, portable
 from schattor.planning import Plan
@@ -32,6 +31,10 @@ Direct = Callable[[Tensor], Tensor]
 
 # Inputs in turn hold so many bytes together: more than any cache.
 ROTATED = 512 << 20
+# By p.
+POWERS = {"inf": 0.0, "3": 0.5}
+# A graph of torch.optim.Muon's function has thirty nodes for each: capturing takes its time.
+MATRICES_OF_MUON = 512
 KERNELS = ("small", "thin", "tiles", "hopper")
 
 
@@ -92,17 +95,16 @@ class Truths:
         """Nothing is computed before it is asked for, and nothing twice."""
         self._shape, self._device = shape, device
         self._batches: dict[object, Tensor] = {}
-        self._exact: dict[object, Tensor] = {}
+        self._exact: dict[object, dict[float, Tensor]] = {}
 
     def error_of(self, direct: Direct, plan: Plan | None, power: float) -> float:
         """Relative distance of the first matrix's direction from the exact one, sizes matched."""
         stored = (plan.dtype, plan.size) if plan else None
         if stored not in self._batches:
-            self._batches[stored] = wide_batch(self._shape, plan, self._device)
-        wide = self._batches[stored]
-        if (stored, power) not in self._exact:
-            self._exact[stored, power] = exact_direction(wide[0], power)
-        return distance(direct(wide)[0], self._exact[stored, power])
+            wide = wide_batch(self._shape, plan, self._device)
+            self._batches[stored] = wide
+            self._exact[stored] = exact_directions(wide[0], POWERS.values())
+        return distance(direct(self._batches[stored])[0], self._exact[stored][power])
 
 
 def rotating(direct: Direct, inputs: list[Tensor]) -> Callable[[], object]:
@@ -135,7 +137,7 @@ def contenders(
     found: dict[str, tuple[Direct, float, Plan | None]] = {}
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     for steps in (5, None):
-        for p, power in (("inf", 0.0), ("3", 0.5)):
+        for p, power in POWERS.items():
             plan = planning.plan(power, rows, cols, dtype, facts, steps=steps)
             direct = ours(plan, power, batch, device, "kernels")
             name = f"ours p={p} K={plan.depth}"
@@ -176,7 +178,10 @@ def measure(
         try:  # one that cannot run here is told of, and the others are timed
             errors[key] = truths.error_of(direct, plan, power)
             wide = wide_batch(shape, plan, device)
-            count = max(1, min(16, ROTATED // wide.nbytes)) if device.type == "cuda" else 1
+            count = min(16, ROTATED // wide.nbytes) if device.type == "cuda" else 1
+            if direct is muon_loop:
+                count = min(count, MATRICES_OF_MUON // shape[0])
+            count = max(1, count)
             inputs = [wide] + [wide_batch(shape, plan, device) for _ in range(count - 1)]
             calls[key], counts[key] = rotating(direct, inputs), count
         except Exception as error:
@@ -221,22 +226,18 @@ def measure(
 
 
 def main() -> None:
-    """Run the chosen batches and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batches", nargs="+")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    device = torch.device(options.device)
+    """Run the chosen sets and write the results."""
+    command = read_command(
+        __doc__, "directions", rounds=7, sets={"cpu": BATCHES, "cuda": GPU_BATCHES}
+    )
+    device, out = command.device, command.out
     batches = GPU_BATCHES if device.type == "cuda" else BATCHES
-    out = options.out or Path(__file__).parent / f"results/directions_{device.type}.json"
 
     torch.manual_seed(0)
     peak, facts = begin(device)
     results: dict[str, Any] = {}
-    for name in options.batches or batches:
-        results[name] = measure(name, batches[name], device, options.rounds, peak)
+    for name in command.sets:
+        results[name] = measure(name, batches[name], device, command.rounds, peak)
         save(out, {"machine": facts, "sound": peak.sound, "batches": results})
     end(out, {"machine": facts, "batches": results}, peak, device)
     failed = [f"{name}, {key}" for name, each in results.items() for key in each["failed"]]

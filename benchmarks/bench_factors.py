@@ -9,12 +9,11 @@ column is how far the new bases are from orthonormal, ``|Q'Q - I|_F / sqrt(n)``,
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from command import read_command
 from timing import begin, end, interleaved
 from torch import Tensor
 
@@ -80,13 +79,8 @@ def power_steps(shape: tuple[int, int], rounds: int, device: torch.device) -> di
 
 def main() -> None:
     """Run everything, on one thread and on all, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    out = options.out or Path(__file__).parent / f"results/factors_{device.type}.json"
+    command = read_command(__doc__, "factors", rounds=9)
+    device, out = command.device, command.out
 
     peak, facts = begin(device)
     document: dict[str, Any] = {"machine": facts, "sound": peak.sound, "threads": {}}
@@ -97,11 +91,11 @@ def main() -> None:
         document["threads"][threads] = results
         print(f"\n{threads} threads; GFLOP/s{'':14} ours   torch    back   torch")
         for shape in SHAPES:
-            rates = rotations(shape, options.rounds, device)
+            rates = rotations(shape, command.rounds, device)
             results["rotations"]["x".join(map(str, shape))] = rates
             print(f"  {shape!s:<24}" + "".join(f" {rate / 1e9:7.0f}" for rate in rates.values()))
         for size in SIZES:
-            found = power_steps(size, options.rounds, device)
+            found = power_steps(size, command.rounds, device)
             results["power steps"]["x".join(map(str, size))] = found
             print(
                 f"  qr(F Q), {size!s:<15} {found['ours'] / 1e9:7.0f} {found['torch'] / 1e9:7.0f}"

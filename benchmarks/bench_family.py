@@ -12,14 +12,13 @@ out.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
+from command import read_command
 from shapes import SETS, Shape, flattened, weights_of
 from timing import Peak, begin, end, interleaved, save
 
@@ -172,14 +171,10 @@ def measure(
 
 def main() -> None:
     """Run the chosen sets and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--sets", nargs="+", default=list(FAMILY_SETS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    out = options.out or Path(__file__).parent / f"results/family_{device.type}.json"
+    command = read_command(
+        __doc__, "family", rounds=5, sets={"cpu": FAMILY_SETS, "cuda": FAMILY_SETS}
+    )
+    device, out = command.device, command.out
 
     peak, facts = begin(device)
     _, missing = peers()
@@ -187,11 +182,11 @@ def main() -> None:
         print(f"left out: {each}")
     document: dict[str, Any] = {"machine": facts, "sound": peak.sound, "missing": missing}
     sets = document["sets"] = {}
-    for name in options.sets:
+    for name in command.sets:
         shapes = FAMILY_SETS[name]
         print(f"\n{name}: {len(shapes)} weights; milliseconds of a step")
         print(f"  {'':<28} {'median':>9} {'lower':>9} {'upper':>9} {'worst':>9} {'floor':>9}")
-        sets[name] = measure(shapes, options.rounds, peak, device)
+        sets[name] = measure(shapes, command.rounds, peak, device)
         save(out, document)
     end(out, document, peak, device)
 

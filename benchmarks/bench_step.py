@@ -11,7 +11,6 @@ replayed graph.
 
 from __future__ import annotations
 
-import argparse
 import gc
 from collections import Counter
 from collections.abc import Callable
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import read_command
 from shapes import GPU_SETS, SETS, Shape, flattened, weights_of
 from timing import CPU, Peak, Timing, begin, end, interleaved, save
-from truth import distance, exact_direction
+from truth import distance, exact_directions
 
 import schattor
 from schattor import planning
@@ -188,7 +188,7 @@ def measure(name: str, rounds: int, peak: Peak, device: torch.device) -> dict[st
     largest = max(set(shapes), key=lambda shape: min(flattened(shape)))
     gradient = _weights([largest], True, device)[0].grad
     assert gradient is not None
-    polar = exact_direction(gradient, 0.0)
+    polar = exact_directions(gradient, [0.0])[0.0]
     print(f"\n{name}: {len(shapes)} weights")
     print(
         f"  {'':<26} {'ms':>9} {'lower':>9} {'upper':>9} {'vs Muon':>8} {'floor':>9} {'error':>9}"
@@ -224,20 +224,13 @@ def sets_for(device: torch.device) -> dict[str, list[Shape]]:
 
 def main() -> None:
     """Run the chosen sets and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--sets", nargs="+")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    out = options.out or Path(__file__).parent / f"results/step_{device.type}.json"
+    command = read_command(__doc__, "step", rounds=5, sets={"cpu": SETS, "cuda": GPU_SETS})
+    device, out = command.device, command.out
 
     peak, facts = begin(device)
-    names = options.sets or sets_for(device)
     results: dict[str, Any] = {}
-    for name in names:
-        results[name] = measure(name, options.rounds, peak, device)
+    for name in command.sets:
+        results[name] = measure(name, command.rounds, peak, device)
         save(out, {"machine": facts, "sound": peak.sound, "sets": results})
     end(out, {"machine": facts, "sets": results}, peak, device)
 

@@ -2,10 +2,11 @@
 # Everything that only a GPU can tell, in one call of under ten minutes: builds for the GPU of this
 # machine, proves the kernels on it, times them, then runs the Python tests and the sanitizers.
 #
-#   benchmarks/gpu.sh [--keep-going] [FOLDER]      FOLDER: results (benchmarks/results/gpu)
+#   benchmarks/gpu.sh [--keep-going] [--rest] [FOLDER]      FOLDER: results (benchmarks/results/gpu)
 #
 # What all else needs ends the run where it fails, for timings of wrong kernels are worth nothing;
-# --keep-going runs the rest all the same. Any other stage is told of, and the next one runs. Writes
+# --keep-going runs the others all the same. Any other stage is told of, and the next one runs. --rest
+# goes on where an earlier call ended: what passed then is not run again, and its builds are used. Writes
 # FOLDER/summary.json, log.txt and the benchmarks' JSON files, which name the device and the commit
 # (SCHATTOR_COMMIT, where the copy has no history). Needs nvcc, python3 with torch and the test
 # packages; no network.
@@ -40,6 +41,8 @@ tests_in_order() {
   printf '%s\n' $build/test_conformance*.test.o
   printf '%s\n' $build/*.test.o | grep -v conformance
 }
+# A thousand launches of the largest sizes say nothing more to a sanitizer.
+tests_to_sanitize() { tests_in_order | grep -v large; }
 
 # In the foreground, so that a stage that runs out of time takes the test with it. A test that hangs
 # leaves time for the others.
@@ -61,7 +64,7 @@ sanitize() {
     grep -q "not supported" && return $unavailable
   # The conformance tests ask for launches and maps that must be refused.
   [ "$1" = memcheck ] && options=(--report-api-errors no)
-  for object in $(tests_in_order); do
+  for object in $(tests_to_sanitize); do
     local test=${object%.test.o}
     echo "-- $1 $test"
     timeout --foreground 40 compute-sanitizer --tool "$1" "${options[@]}" --error-exitcode 9 "$test"
@@ -88,20 +91,20 @@ python_tests() {
     --continue-on-collection-errors tests --device cuda --ignore tests/test_emulated.py
 }
 
-directions() { python3 benchmarks/bench_directions.py --out "$1/directions_cuda.json"; }
+directions() { python3 benchmarks/bench_directions.py --out "$folder/directions_cuda.json"; }
 
-steps() { python3 benchmarks/bench_step.py --device cuda --out "$1/step_cuda.json"; }
+steps() { python3 benchmarks/bench_step.py --device cuda --out "$folder/step_cuda.json"; }
 
 family() {
-  python3 benchmarks/bench_family.py --device cuda --sets "small GPT" --rounds 3 --out "$1/family_cuda.json"
+  python3 benchmarks/bench_family.py --device cuda --sets "small GPT" --rounds 3 --out "$folder/family_cuda.json"
 }
 
-auto() { python3 benchmarks/bench_auto.py --device cuda --out "$1/auto_cuda.json"; }
+auto() { python3 benchmarks/bench_auto.py --device cuda --out "$folder/auto_cuda.json"; }
 
 solvers() {
   nvcc -std=c++17 --expt-relaxed-constexpr -O3 -arch=sm_"$GPU_ARCH" -Icsrc/kernels \
     benchmarks/cuda/solvers.cu $build/kernels.a -lcusolver -lcublas -o $build/solvers &&
-    $build/solvers > "$1/solvers.jsonl"
+    $build/solvers > "$folder/solvers.jsonl"
 }
 
 demo() { python3 examples/character_gpt/run.py --fast; }
@@ -115,15 +118,26 @@ fi
 # ---- the run
 
 keep_going=no
-[ "${1:-}" = --keep-going ] && keep_going=yes && shift
+rest=no
+while [[ "${1:-}" = --* ]]; do
+  case $1 in
+    --keep-going) keep_going=yes ;;
+    --rest) rest=yes ;;
+    *) echo "gpu.sh: no option $1; there are --keep-going and --rest" >&2; exit 2 ;;
+  esac
+  shift
+done
 GPU_ARCH=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -1 | tr -d .)
 [ -n "$GPU_ARCH" ] || { echo "gpu.sh: needs a GPU, and nvidia-smi shows none" >&2; exit 2; }
 [ "$GPU_ARCH" = 90 ] && GPU_ARCH=90a
-export GPU_ARCH
 mkdir -p "${1:-benchmarks/results/gpu}"
 folder=$(cd "${1:-benchmarks/results/gpu}" && pwd)
+export GPU_ARCH folder
 log=$folder/log.txt
-: > "$log"
+passed=build/gpu_passed  # stages, a line each
+mkdir -p build
+[ $rest = yes ] || rm -f "$log" $passed
+touch "$log" $passed
 # What is interrupted at the deadline may take ten seconds to end, and the summary as many.
 deadline=$((SECONDS + 550))
 results=()
@@ -139,6 +153,7 @@ finish() {
 stage() {
   local limit=$1 begin=$SECONDS left=$((deadline - SECONDS)) outcome
   shift
+  grep -qx "$*" $passed && return
   if [ $left -lt 5 ]; then
     results+=("$*=no time left=0")
     return
@@ -146,7 +161,10 @@ stage() {
   echo "== $*" | tee -a "$log"
   timeout -s INT -k 10 $((limit < left ? limit : left)) bash benchmarks/gpu.sh --stage "$@" >> "$log" 2>&1
   case $? in
-    0) outcome=passed ;;
+    0)
+      outcome=passed
+      echo "$*" >> $passed
+      ;;
     $unavailable) outcome=unavailable ;;
     124 | 137) outcome="out of time" ;;
     *) outcome=failed ;;
@@ -165,16 +183,15 @@ nvidia-smi >> "$log"
 needed 120 compile_kernel_tests
 needed 180 kernel_tests
 needed 120 python_build
-# First what a GPU alone can tell; what there is no time left for is run again with --stage, while the
-# builds are there.
-stage 130 directions "$folder"
-stage 100 steps "$folder"
+# First what a GPU alone can tell; --rest runs what there is no time left for.
+stage 130 directions
+stage 100 steps
 stage 150 python_tests
 stage 100 sanitize memcheck
 stage 80 sanitize racecheck
 stage 40 sanitize synccheck
-stage 60 family "$folder"
-stage 60 auto "$folder"
-stage 40 solvers "$folder"
+stage 60 family
+stage 60 auto
+stage 40 solvers
 stage 60 demo
 finish

@@ -32,7 +32,7 @@ def main(file: Path, stages: list[str]) -> int:
     for stage in stages:
         name, outcome, seconds = stage.split("=")
         outcomes.append({"stage": name, "outcome": outcome, "seconds": int(seconds)})
-        print(f"  {name.partition('/')[0]:<28} {outcome:<14} {seconds:>4} s")
+        print(f"  {name:<28} {outcome:<14} {seconds:>4} s")
     document = {"device": _device(), "commit": commit(), "stages": outcomes}
     file.write_text(json.dumps(document, indent=1) + "\n")
     print(f"written to {file.parent}")

@@ -50,8 +50,8 @@ def polar_peers(device: torch.device) -> tuple[dict[str, Polar], list[str]]:
     found: dict[str, Polar] = {"torch.optim.Muon": muon_loop, "batched torch": batched}
     missing = []
     if device.type == "cuda":
-        torch._dynamo.reset()  # it compiles for so many shapes and no more
-        found["compiled torch"] = torch.compile(batched, dynamic=False)
+        # Its products are cuBLAS's for every shape: a compilation for each would tell nothing more.
+        found["compiled torch"] = torch.compile(batched, dynamic=True)
         for name, load in {"gram-newton-schulz": _gram_newton_schulz, "dion": _dion}.items():
             try:
                 found[name] = load()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 
-def exact_direction(matrix: Tensor, power: float) -> Tensor:
-    """``U s^power V'`` of a matrix ``U s V'``, in float64, through its shorter side.
+def exact_directions(matrix: Tensor, powers: Iterable[float]) -> dict[float, Tensor]:
+    """``U s^power V'`` of a matrix ``U s V'`` by power, in float64, through its shorter side.
 
     An SVD of thousands of rows takes a GPU minutes, the eigenvectors of ``X X'`` seconds. Squares
     hold singular values ``s`` to ``eps (s_max / s)^2`` of themselves, so below 1e-8 ``s_max`` not
@@ -16,10 +18,11 @@ def exact_direction(matrix: Tensor, power: float) -> Tensor:
     """
     x = matrix.double()
     if x.shape[-2] > x.shape[-1]:
-        return exact_direction(x.mT, power).mT
+        return {power: each.mT for power, each in exact_directions(x.mT, powers).items()}
     squares, vectors = torch.linalg.eigh(x @ x.mT)
     squares = squares.clamp_min(float(squares[-1]) * torch.finfo(torch.float64).eps)
-    return (vectors * squares.pow((power - 1) / 2)) @ (vectors.mT @ x)
+    rows = vectors.mT @ x
+    return {power: (vectors * squares.pow((power - 1) / 2)) @ rows for power in powers}
 
 
 def distance(found: Tensor, exact: Tensor) -> float:

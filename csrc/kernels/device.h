@@ -8,6 +8,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+
+#include <mutex>
+#include <set>
+#include <utility>
 #else
 #include "cuemu.h"
 #endif
@@ -81,19 +85,26 @@ DEV T* in_global(T* data) {
 // ---- host ----
 
 #ifdef __CUDACC__
-// More than 48 KB a block must be asked for. Always all that static arrays leave: the limit is one
-// for all launches of a kernel, also those of other threads and of a graph that is being captured.
+// More than 48 KB a block must be asked for, once for every kernel on every device. Always all that
+// static arrays leave: the limit is one for all launches of a kernel, also those of other threads
+// and of a graph that is being captured.
 inline cudaError_t allow_shared_memory(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<int, const void*>> allowed;
   int device = 0, most = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({device, kernel}) != 0) return cudaSuccess;
   error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
   cudaFuncAttributes of{};
   error = cudaFuncGetAttributes(&of, kernel);
   if (error != cudaSuccess) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              most - static_cast<int>(of.sharedSizeBytes));
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               most - static_cast<int>(of.sharedSizeBytes));
+  if (error == cudaSuccess) allowed.insert({device, kernel});
+  return error;
 }
 
 template <class... P, class... A>

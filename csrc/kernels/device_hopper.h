@@ -4,6 +4,10 @@
 //   #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #pragma once
 
+#ifdef __CUDACC__
+#include <atomic>
+#endif
+
 #include "device.h"
 
 namespace dev {
@@ -152,8 +156,8 @@ DEV_CALL void wgmma_wait() {
                           : "memory"),
              emu::wgmma_wait(N, CUEMU_PC));
 }
-// After the last wait: the compiler may not take uses of the accumulators before it, which a
-// clobber of memory alone would let it do.
+// After the last wait, and where accumulators were written before the first fence: the compiler may
+// not take uses of them past it, which a clobber of memory alone would let it do.
 template <int N>
 DEV void wgmma_settle([[maybe_unused]] float (&sums)[N]) {
 #ifdef __CUDACC__
@@ -270,21 +274,17 @@ struct TensorShape {
 
 inline cudaError_t make_map(TensorMap* map, const TensorShape& shape) {
 #ifdef __CUDACC__
-  struct Encoder {
-    void* function = nullptr;
-    cudaError_t error = cudaSuccess;
-  };
-  static const Encoder encoder = [] {  // looked up, so that nothing links libcuda
-    Encoder found;
+  // Looked up, so that nothing links libcuda; again where that failed.
+  static std::atomic<void*> found{nullptr};
+  void* function = found;
+  if (function == nullptr) {
     cudaDriverEntryPointQueryResult result;
-    found.error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found.function, 12000,
-                                                   cudaEnableDefault, &result);
-    if (found.error == cudaSuccess && result != cudaDriverEntryPointSuccess) {
-      found.error = cudaErrorNotSupported;
-    }
-    return found;
-  }();
-  if (encoder.error != cudaSuccess) return encoder.error;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                               12000, cudaEnableDefault, &result);
+    if (error != cudaSuccess) return error;
+    if (result != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+    found = function;
+  }
   const CUtensorMapDataType type =
       shape.element == Element::kFloat16    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
       : shape.element == Element::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
@@ -296,7 +296,7 @@ inline cudaError_t make_map(TensorMap* map, const TensorShape& shape) {
   const cuuint64_t dims[3] = {shape.dims[0], shape.dims[1], shape.dims[2]};
   const cuuint64_t strides[2] = {shape.strides[0], shape.strides[1]};
   const cuuint32_t one[3] = {1, 1, 1};
-  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(encoder.function);
+  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
   const CUresult result =
       encode(map, type, shape.rank, const_cast<void*>(shape.data), dims, strides, shape.box, one,
              CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,

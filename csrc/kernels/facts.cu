@@ -1,4 +1,5 @@
-// device_facts: asked of the driver once per device, since every call of an engine wants them.
+// device_facts: asked of the driver until it answers, once per device, since every call of an
+// engine wants them.
 #include <mutex>
 
 #include "device.h"
@@ -7,13 +8,9 @@
 namespace schattor::cuda {
 namespace {
 
-struct Known {
-  std::once_flag asked;
-  DeviceFacts facts{};
-  cudaError_t error = cudaSuccess;
-};
 constexpr int kMostDevices = 64;
-Known known[kMostDevices];
+std::mutex asking;
+DeviceFacts known[kMostDevices];  // arch 0: not asked yet
 
 cudaError_t ask(int device, DeviceFacts* facts) {
   int major = 0, minor = 0;
@@ -39,10 +36,13 @@ cudaError_t device_facts(DeviceFacts* facts) {
   const cudaError_t error = dev::current_device(&device);
   if (error != cudaSuccess) return error;
   if (device >= kMostDevices) return ask(device, facts);
-  Known& entry = known[device];
-  std::call_once(entry.asked, [&] { entry.error = ask(device, &entry.facts); });
-  *facts = entry.facts;
-  return entry.error;
+  const std::lock_guard<std::mutex> lock(asking);
+  if (known[device].arch == 0) {
+    const cudaError_t failed = ask(device, &known[device]);
+    if (failed != cudaSuccess) return failed;
+  }
+  *facts = known[device];
+  return cudaSuccess;
 }
 
 }  // namespace schattor::cuda

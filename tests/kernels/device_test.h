@@ -12,13 +12,31 @@
 
 namespace device_test {
 
+#ifdef __CUDACC__
+// From a pool that keeps what is given back: some tests take memory thousands of times.
+inline void* allocate(size_t bytes) {
+  static const bool kept = [] {
+    cudaMemPool_t pool;
+    uint64_t all = UINT64_MAX;
+    int device;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetDefaultMemPool(&pool, device) == cudaSuccess &&
+           cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all) == cudaSuccess;
+  }();
+  void* data = nullptr;
+  const cudaError_t error = cudaMallocAsync(&data, bytes, nullptr);
+  CHECK(kept && error == cudaSuccess, "%zu bytes: %s", bytes, cudaGetErrorString(error));
+  return data;
+}
+#endif
+
 // Device memory that knows its bounds. Begins as NaN (0xFF) everywhere.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(size_t size, const char* name = "buffer") : size_(size) {
 #ifdef __CUDACC__
-    cudaMalloc(&data_, size * sizeof(T) + 1);
+    data_ = static_cast<T*>(allocate(size * sizeof(T) + 1));
     cudaMemset(data_, 0xFF, size * sizeof(T));
     (void)name;
 #else
@@ -31,7 +49,7 @@ class Buffer {
   }
   ~Buffer() {
 #ifdef __CUDACC__
-    cudaFree(data_);
+    cudaFreeAsync(data_, nullptr);
 #else
     emu::free_global(data_);
 #endif

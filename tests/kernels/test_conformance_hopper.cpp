@@ -258,6 +258,7 @@ __global__ void __launch_bounds__(128)
   __syncthreads();
   float sums[n / 2];
   for (int i = 0; i < n / 2; ++i) sums[i] = 1000.f;
+  dev::wgmma_settle(sums);
   dev::wgmma_fence();
   for (int k = 0; k < kDepth; k += 16) {
     const uint64_t from_a = dev::desc_k_sw128(of_a + k);
@@ -271,6 +272,7 @@ __global__ void __launch_bounds__(128)
   }
   dev::wgmma_commit();
   dev::wgmma_wait<0>();
+  dev::wgmma_settle(sums);
   for (int i = 0; i < n / 2; ++i) {
     const int row = warp * 16 + lane / 4 + i % 4 / 2 * 8, col = i / 4 * 8 + lane % 4 * 2 + i % 2;
     d[row * n + col] = sums[i];
