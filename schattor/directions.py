@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from schattor import ops, portable
 from schattor.devices import without_autocast
@@ -216,10 +217,11 @@ def singular_values(wide: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _random_block(cols: int, rank: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    # On the processor whatever torch.set_default_device says: the generator is there.
-    drawn = torch.randn(cols, rank, generator=generator, dtype=dtype, device="cpu")
-    return drawn.to(device)
+    with _disable_current_modes():  # what is kept must not be a mode's
+        generator = torch.Generator().manual_seed(0)
+        # On the processor whatever torch.set_default_device says: the generator is there.
+        drawn = torch.randn(cols, rank, generator=generator, dtype=dtype, device="cpu")
+        return drawn.to(device)
 
 
 def start_block(wide: Tensor, columns: int, generator: torch.Generator | None = None) -> Tensor:
@@ -230,7 +232,11 @@ def start_block(wide: Tensor, columns: int, generator: torch.Generator | None = 
     """
     batch, _, cols = wide.shape
     if generator is None:
-        block = _random_block(cols, columns, wide.dtype, wide.device)
+        fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+        device = wide.device if fake is None else torch.device("cpu")
+        block = _random_block(cols, columns, wide.dtype, device)
+        if fake is not None:  # shapes alone are asked for, of a device that may not be there
+            block = fake.from_tensor(block).to(wide.device)
         return block.expand(batch, -1, -1).contiguous()
     drawn = torch.randn(
         batch, cols, columns, generator=generator, dtype=wide.dtype, device=generator.device

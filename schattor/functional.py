@@ -3,9 +3,9 @@
 Symbols: ``G = U diag(s) V'``; ``p`` is the Schatten index of the step's norm, ``q = p/(p-1)`` its
 dual, ``power = q - 1 = 1/(p-1)`` the exponent on the singular values. Any of float64, float32,
 bfloat16, float16, wide, tall or square, batched over leading dimensions; the result has the input's
-dtype. Nothing here is differentiable, and an input that requires grad is refused while grad mode is
-on. A matrix with an entry that is not finite has NaN for its result, and leaves the others alone.
-No input is written.
+dtype. Nothing here is differentiable: an input that requires grad is refused while grad mode is on,
+one with a tangent (``torch.func.jvp``) always. A matrix with an entry that is not finite has NaN as
+its result, and leaves the others alone. No input is written.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from schattor import ops, planning
 from schattor.devices import without_autocast
@@ -57,6 +58,11 @@ def _check(who: str, x: Tensor) -> None:
         raise ValueError(
             f"{who}: x must not require grad, since the result is not differentiable; "
             "got one that does: pass x.detach() or use torch.no_grad()"
+        )
+    if forward_ad.unpack_dual(x).tangent is not None:
+        raise ValueError(
+            f"{who}: x must have no tangent, since the result is not differentiable; got one of"
+            " forward-mode differentiation (jvp, jacfwd): pass a tensor from outside of it"
         )
 
 

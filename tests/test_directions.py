@@ -10,6 +10,7 @@ import torch
 from errors import cosine, relative
 from matrices import F64, Decomposed, gaussian, half_rank, harmonic, rank_one, repeated
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from schattor import directions, planning
 from schattor.directions import Directions, wide_direction
@@ -189,6 +190,16 @@ def test_start_block_is_drawn_on_the_processor_whatever_the_default_device() -> 
     with torch.device("meta"):
         found = directions.start_block(wide, 3)
     assert found.device == wide.device and torch.equal(found, usual)
+
+
+def test_start_block_outlives_tensors_without_numbers() -> None:
+    wide = torch.empty(2, 4, 13, device="cpu")
+    directions._random_block.cache_clear()
+    for _ in range(2):  # first and after real ones
+        with FakeTensorMode():
+            found = directions.start_block(torch.empty(2, 4, 13, device="cuda"), 3)
+            assert found.shape == (2, 13, 3) and found.device.type == "cuda"
+        assert directions.start_block(wide, 3).isfinite().all()
 
 
 def test_start_block_is_the_same_in_every_call() -> None:

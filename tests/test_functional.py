@@ -434,6 +434,8 @@ def test_is_not_differentiable_and_says_so(function: Callable[..., object]) -> N
     with torch.no_grad():
         function(x)
     function(x.detach())
+    with pytest.raises(ValueError, match="x must have no tangent, .* not differentiable"):
+        torch.func.jvp(lambda y: function(y), (x.detach(),), (torch.randn(3, 4),))
 
 
 def test_refuses_settings_in_its_own_name() -> None:

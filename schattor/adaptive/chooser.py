@@ -56,6 +56,9 @@ class Chooser:
             else:
                 others = [each for each in params if not self._hooked.covers(each.param)]
                 self._products = Products(model, others, self._own, auto.tokens)
+        self._unseen: list[tuple[str, Tensor]] = []
+        self.tells_unseen = True
+        """Whether blocks whose inputs were not seen are to be told of."""
         self.taken = 0
         """Steps that were taken."""
         self.at_rest = False
@@ -172,3 +175,14 @@ class Chooser:
     def remember(self, names: list[str], powers: Tensor) -> None:
         """Keep the powers of some blocks for the history; they are read when somebody asks."""
         self.history.append((self.taken, names, powers.clone()))
+
+    def miss(self, name: str, grad: Tensor) -> None:
+        """A block has this gradient, but nothing was seen of what it multiplied."""
+        if self.tells_unseen:
+            self._unseen.append((name, grad.any()))
+
+    def unseen(self) -> list[str]:
+        """The blocks of this step that were missed and have a gradient; asked once a step."""
+        missed, self._unseen = self._unseen, []
+        moved = torch.stack([any_ for _, any_ in missed]).tolist() if missed else []
+        return [name for (name, _), moves in zip(missed, moved, strict=True) if moves]

@@ -87,8 +87,7 @@ class Products(Recorder):
     def record(self, on: bool) -> None:
         """Begin or end, as :meth:`Recorder.record`."""
         super().record(on)
-        if on:
-            self._looking.start([*self._params.values()])
+        self._looking.start([*self._params.values()] if on else [])
 
     def _attach(self) -> list[RemovableHandle]:
         looking, handles = self._looking, []

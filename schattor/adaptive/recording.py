@@ -66,9 +66,10 @@ class Hook:
     @property
     def __globals__(self) -> dict[str, Any]:
         """What ``torch.jit.script`` asks of a hook first, whose source it compiles."""
+        when = "" if self._call else ", and make this copy of the module after that"
         raise AttributeError(
             "the next step of an optimizer records this module's inputs, by a hook that cannot be"
-            " scripted: call the optimizer's unwatch() before"
+            f" scripted: call the optimizer's unwatch() before{when}"
         )
 
 

@@ -142,14 +142,15 @@ class Chosen:
             self._exponents = torch.tensor(exponents, dtype=powers.dtype, device=powers.device)
             inside.exponents.copy_(self._exponents[self._index])
 
-    def choose(self, seen: Seen, powers: Tensor, weights: Tensor | None) -> None:
-        """Choose the powers of a chunk.
+    def choose(self, seen: Seen, powers: Tensor, weights: Tensor | None) -> list[int]:
+        """Choose the powers of a chunk; its places whose powers were chosen.
 
         ``powers`` and ``weights`` are those of the whole bucket, written in place. This step keeps
         the weights of a preconditioner that it was gathered with, and J is of the step with them;
         their exponents belong to the new powers from the next step on.
         """
         chunk = seen.chunk
+        known: list[int] = []
         for right in (True, False):
             of_side = [
                 local
@@ -157,16 +158,17 @@ class Chosen:
                 if self.inputs[chunk.start + local].right == right
             ]
             for start in range(0, len(of_side), most := _at_once(seen.wide)):
-                self._choose(seen, of_side[start : start + most], right)
+                known += self._choose(seen, of_side[start : start + most], right)
         self._powers[chunk] = self._grid[self._index[chunk]].to(self._powers.dtype)
         powers[chunk] = self._grid[self._index[chunk]]
         if weights is not None and self._rows is not None:
             weights[chunk] = self._rows[self._index[chunk]]
         if seen.inside is not None:
             seen.inside.exponents[chunk] = self._exponents[self._index[chunk]]
+        return sorted(known)
 
-    def _choose(self, seen: Seen, blocks: list[int], right: bool) -> None:
-        """Choose for some blocks of a chunk that have their inputs on the same side."""
+    def _choose(self, seen: Seen, blocks: list[int], right: bool) -> list[int]:
+        """Choose for those of some blocks, with inputs on the same side, that statistics know."""
         dtype = torch.float64 if seen.wide.dtype == torch.float64 else torch.float32
         if self._chooser.from_gradients:
             means = [seen.momenta[i].to(dtype) * seen.averages[i].to(dtype) for i in blocks]
@@ -174,7 +176,7 @@ class Chosen:
             noise = [seen.noise(i, seen.grads[i].to(dtype), mean) for i, mean in pairs]
             x = _unit(torch.stack([seen.inward(i, mean) for i, mean in pairs]))
             self._weigh(seen, blocks, x, noise_moments(_unit(torch.stack(noise)), right))
-            return
+            return blocks
         known = self._known(seen, blocks)
         if known:
             blocks = [i for i, _, _ in known]
@@ -184,6 +186,7 @@ class Chosen:
             x = seen.wide if whole else torch.stack([seen.wide[i] for i in blocks])
             moments = Moments(inputs, right, side_of(behind) if behind else None)
             self._weigh(seen, blocks, x.to(dtype), moments)
+        return [i for i, _, _ in known]
 
     def _weigh(self, seen: Seen, blocks: list[int], x: Tensor, moments: Moments) -> None:
         """Choose for some blocks, of which ``x`` is compared at all powers."""

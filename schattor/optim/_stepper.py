@@ -332,8 +332,13 @@ class Stepper:
             means = (bucket.key.group_index, bucket.momentum, bucket.taken[chunk])
             kept = (bucket.momenta[chunk], self.chooser.averages(*means))
             seen = Seen(chunk, wide, grads, *kept, bucket.inside, outside)
-            chosen.choose(seen, bucket.powers, bucket.chain_weights)
-            self.chooser.remember(bucket.names[chunk], bucket.powers[chunk])
+            known = chosen.choose(seen, bucket.powers, bucket.chain_weights)
+            names, powers = bucket.names[chunk], bucket.powers[chunk]
+            if len(known) < len(names):
+                for i in sorted({*range(len(names))}.difference(known)):
+                    self.chooser.miss(names[i], grads[i])
+                names, powers = [names[i] for i in known], powers[known]
+            self.chooser.remember(names, powers)
 
     def _wide(self, bucket: Bucket, shape: tuple[int, int, int]) -> Tensor:
         """Where a chunk is gathered: on a processor in memory kept from the last one, if not large.

@@ -263,16 +263,30 @@ class Watching(Checkpointed):
         have it, since any may be another's place when it is loaded.
         """
         if self._chooser is not None:
+            self._tell_unseen(self._chooser)
             self._chooser.advance(wanted=bool(self._auto_groups()))
             for group in self.param_groups:
                 group[_COUNT] = self._chooser.taken
 
+    def _tell_unseen(self, chooser: Chooser) -> None:
+        """Warn once where a weight moves whose inputs nobody has seen or handed over."""
+        names = chooser.unseen()
+        if names:
+            chooser.tells_unseen = False
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            warnings.warn(
+                f'{self._who}: p="auto" saw nothing of what {names[0]}{more} multiplied, and left p'
+                " there as it was; hand it over (observe), give a weight [in, out] of your own"
+                ' {"out": 1} in blocks, or another p in a group of its own',
+                stacklevel=2,
+            )
+
     def p_history(self) -> dict[str, list[tuple[int, float]]]:
         """p of every block as it was chosen: ``(steps taken, p)`` of each recording, by name.
 
-        Reads from the device what recordings have left there. A power below 0, beyond p = inf, is
-        given as it is. It begins anew with each optimizer: state dicts do not hold it, nor do
-        copies.
+        A block that no recording knew, which a warning tells, is not among them. Reads from the
+        device what recordings have left there. A power below 0, beyond p = inf, is given as it is.
+        It begins anew with each optimizer: state dicts do not hold it, nor do copies.
         """
         found: dict[str, list[tuple[int, float]]] = {}
         for taken, names, powers in self._chooser.history if self._chooser is not None else []:

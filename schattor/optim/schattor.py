@@ -31,6 +31,7 @@ from schattor.optim._settings import (
     resolve,
 )
 from schattor.optim._sharded import ShardedSteps
+from schattor.optim._source import Source
 from schattor.optim._stats import describe, statistics
 from schattor.optim._stepper import Stepper
 from schattor.optim._watching import Watching
@@ -75,9 +76,9 @@ class Schattor(Watching):
     Parameters without a gradient are left alone. ``p.grad`` is never written.
 
     Args:
-        params: a module, which is routed (:func:`schattor.route`: hidden matrices here, embeddings,
-            heads and vectors to AdamW); or named parameters, parameters, or groups, as for any
-            optimizer of torch. A group may set every argument below, ``rule`` (``"matrix"``,
+        params: a module, whose trained parameters are routed (:func:`schattor.route`: hidden
+            matrices here, all others to AdamW); or named parameters, parameters, or groups, as for
+            any optimizer of torch. A group may set every argument below, ``rule`` (``"matrix"``,
             ``"adamw"``, ``"sgd"``, ``"sign"``) and ``blocks`` (:mod:`schattor.blocks`). A group
             that names no rule is split in two, matrices first: parameters with at least two
             dimensions follow the matrix rule and all others AdamW; of those with names, embeddings
@@ -163,6 +164,7 @@ class Schattor(Watching):
 
     # What a member's authors call keys of ours.
     _authors: Mapping[str, str] = {}
+    _source: Source | None = None
 
     def __init__(
         self,
@@ -249,8 +251,10 @@ class Schattor(Watching):
         check_together(self._who, self.param_groups)
         refuse_idle(self._who, defaults, self.param_groups)
         refuse_unmatched_weights(self._who, self.param_groups)
-        if self.wants_model and model is not None:
-            self.watch(model)
+        if model is not None:
+            self._source = Source(model, self.param_groups)
+            if self.wants_model:
+                self.watch(model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; one that names no rule is split in two, as in the constructor."""
@@ -322,6 +326,8 @@ class Schattor(Watching):
             taken = self._steps_taken(group)
             found = {d: number_of(self._who, d, each, taken) for d, each in schedules.items()}
             group.update({"p": None, "power": None, **found})
+        if self._source is not None:
+            self._source.check(self._who, self.param_groups)
         self._prepare_choice()
         if _is_capturing():
             self._stepper.prepare_capture(self.param_groups, self.state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -274,3 +275,26 @@ def test_the_inputs_of_a_turned_layer_must_be_known() -> None:
         optimizer.watch(layer)
     group = {"params": [layer.weight], "rule": "matrix", "blocks": {"out": 1}}
     Schattor([group], p=ALWAYS).watch(layer)
+
+
+def test_weights_whose_inputs_nobody_knows_are_told_of_once() -> None:
+    params = [nn.Parameter(normal(3, 4, seed=i)) for i in range(3)]
+    named = [*zip("abc", params, strict=True)]
+    optimizer = Schattor(named, p=AutoP(statistics="inputs", warmup=0, interval=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for param in params:
+            param.grad = torch.zeros_like(param)  # as where an expert had no tokens
+        optimizer.observe(params[0], normal(5, 4))
+        optimizer.step()
+    assert optimizer.p_history().keys() == {"a"}
+    for param in params:
+        param.grad = normal(3, 4, seed=7)
+    optimizer.observe(params[1], normal(5, 4))
+    with pytest.warns(UserWarning, match="saw nothing of what a and 1 more multiplied"):
+        optimizer.step()
+    assert {name: len(each) for name, each in optimizer.p_history().items()} == {"a": 1, "b": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.observe(params[1], normal(5, 4))
+        optimizer.step()

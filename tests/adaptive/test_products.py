@@ -577,6 +577,11 @@ def test_forward_passes_that_are_interrupted() -> None:
         assert _get_current_dispatch_mode() is None
         other(X[0])
     assert again.numbers() == [TOKENS] and seen.numbers() == [0]
+    seen.products.record(True)
+    with pytest.raises(KeyboardInterrupt):
+        model(X[0])
+    seen.products.record(False)  # or its own end
+    assert _get_current_dispatch_mode() is None
 
 
 @pytest.mark.filterwarnings("error")
