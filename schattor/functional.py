@@ -59,7 +59,7 @@ def _check(who: str, x: Tensor) -> None:
             f"{who}: x must not require grad, since the result is not differentiable; "
             "got one that does: pass x.detach() or use torch.no_grad()"
         )
-    if forward_ad.unpack_dual(x).tangent is not None:
+    if forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
         raise ValueError(
             f"{who}: x must have no tangent, since the result is not differentiable; got one of"
             " forward-mode differentiation (jvp, jacfwd): pass a tensor from outside of it"
