@@ -50,16 +50,20 @@ class Roots(Factors):
         corrections = torch.ones_like(taken[index])
         if group["bias_correction"] is not False:
             corrections = share_of(beta ** (taken[index] + 1))
-        exponent = -1 / (4 * len(self.present))
         for side in self.present:
             values, vectors, failed = eigenpairs(side.factor[index])
             self.failed += len(failed)
             values = values.clamp_min(0) / corrections.to(values)[:, None] + group["eps"]
             # Where gradients were all zero there is no direction: the pseudoinverse's 0, at eps 0.
-            scale = torch.where(values > 0, values.pow(exponent / 2), 0.0)
-            vectors *= scale[:, None, :]
+            vectors *= torch.where(values > 0, self._half_root(values), 0.0)[:, None, :]
             _put_gram(side.frame, index, vectors, failed)
             _put_gram(self._squared[side.right], index, side.frame[index], [])
+
+    def _half_root(self, values: Tensor) -> Tensor:
+        """``values^-1/16`` (-1/8): roots round alike in every place of a batch, powers do not."""
+        for _ in range(2 + len(self.present)):
+            values = values.sqrt()
+        return values.reciprocal()
 
 
 def _put_gram(to: Tensor, index: Index, x: Tensor, failed: list[int]) -> None:

@@ -9,6 +9,7 @@ import torch
 from cases import OPTIMIZERS, problem
 from torch import nn
 
+import schattor
 from schattor import functional
 from schattor.optim import SGD, Muon, Schattor, SPlus
 
@@ -200,3 +201,31 @@ def test_blocks_of_two_models_are_told_apart() -> None:
         model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     assert sorted(optimizer.stats()["blocks"]) == ["group 0: weight", "group 1: weight", "other"]
+
+
+@pytest.mark.parametrize("name", schattor.available())
+def test_weights_move_alone_as_beside_others(name: str, on_processor: None) -> None:
+    """On one thread: with more, LAPACK gives a single matrix all of them."""
+    given = torch.Generator().manual_seed(0)
+    begin = [torch.randn(20, 50, generator=given) for _ in range(3)]
+    steps = [[torch.randn(20, 50, generator=given) for _ in begin] for _ in range(4)]
+
+    def moved(*optimized: list[int]) -> list[nn.Parameter]:
+        params = [nn.Parameter(each.clone()) for each in begin]
+        optimizers = [
+            schattor.create(name, [params[i] for i in each], lr=1e-2) for each in optimized
+        ]
+        for grads in steps:
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+        return params
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pairs = zip(moved([0, 1, 2]), moved([0], [1, 2]), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
+    finally:
+        torch.set_num_threads(threads)
