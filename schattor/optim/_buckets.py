@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -103,11 +102,14 @@ def _dial(group: Group) -> tuple[Any, ...]:
 
 
 def tell_apart(buckets: list[Bucket]) -> None:
-    """Name blocks by their group as well, where groups share a name: two models have it."""
-    counts = Counter(name for bucket in buckets for name in bucket.names)
+    """Name blocks by their group as well, where an earlier one has the name: two models have it."""
+    first: dict[str, int] = {}
     for bucket in buckets:
-        group = f"group {bucket.key.group_index}"
-        bucket.names = [f"{group}: {n}" if counts[n] > 1 else n for n in bucket.names]
+        index = bucket.key.group_index
+        first.update({name: min(index, first.get(name, index)) for name in bucket.names})
+    for bucket in buckets:
+        index = bucket.key.group_index
+        bucket.names = [n if first[n] == index else f"group {index}: {n}" for n in bucket.names]
 
 
 class Bucket:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from schattor import routing
-from schattor.blocks import block_shapes
+from schattor.blocks import block_shapes, block_views
 from schattor.optim._settings import Group
 from schattor.optim._shards import is_sharded, refuse_sharded
 from schattor.planning import FLOATING
@@ -20,9 +20,9 @@ from schattor.theory.preconditioners import PRECONDITIONERS, Preconditioner
 __all__ = [
     "block_weight",
     "name_of",
-    "refuse_gradient",
     "refuse_idle",
     "refuse_parameter",
+    "refuse_step",
     "refuse_unmatched_weights",
     "split",
     "to_groups",
@@ -145,15 +145,26 @@ def refuse_parameter(who: str, name: str, param: Tensor, group: Group) -> None:
     if param.numel() == 0:
         return
     try:
-        block_shapes(param.shape, group.get("blocks"))
+        if is_sharded(param):
+            block_shapes(param.shape, group.get("blocks"))
+        else:
+            block_views(param.detach(), group.get("blocks"))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{who}: blocks of {name}: {error}") from None
     if is_sharded(param):
         refuse_sharded(who, name, param, group)
 
 
-def refuse_gradient(who: str, name: str, grad: Tensor) -> None:
-    """Raise TypeError for a sparse gradient, or one that is not real and floating point."""
+def refuse_step(who: str, name: str, param: Tensor, entry: Mapping[str, Any], group: Group) -> None:
+    """Raise TypeError or ValueError for what a step of a parameter could not take rightly."""
+    grad, remedy = param.grad, "build the optimizer after model.to(...)"
+    if group["capturable"] and param.device.type == "cpu":
+        raise ValueError(
+            f"{who}: capturable must be False for parameters on the cpu, got True with {name} on"
+            f" {param.device}"
+        )
+    if grad is None:
+        return
     if grad.layout is not torch.strided:
         raise TypeError(f"{who}: gradient of {name} must be dense, got layout {grad.layout}")
     if grad.dtype not in FLOATING:
@@ -161,6 +172,20 @@ def refuse_gradient(who: str, name: str, grad: Tensor) -> None:
             f"{who}: gradient of {name} must be float64, float32, bfloat16 or float16,"
             f" got {grad.dtype}"
         )
+    for key in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
+        kept = entry.get(key)
+        if kept is None:
+            continue
+        if kept.device != param.device:
+            raise ValueError(
+                f"{who}: {key} of {name} must be on {param.device} as its parameter is, got"
+                f" {kept.device}: {remedy}"
+            )
+        if group["rule"] != "matrix" and kept.dtype != param.dtype:
+            raise TypeError(
+                f"{who}: {key} of {name} must be {param.dtype} as its parameter is, got"
+                f" {kept.dtype}: {remedy}"
+            )
 
 
 def block_weight(group: Group, name: str) -> float:

@@ -31,8 +31,8 @@ from schattor.optim._fused import fused_step
 from schattor.optim._groups import (
     block_weight,
     name_of,
-    refuse_gradient,
     refuse_parameter,
+    refuse_step,
     refuse_unmatched_weights,
 )
 from schattor.optim._preconditioned import Entered, keeps_squares
@@ -169,7 +169,7 @@ class Stepper:
 
     def _plan(self, groups: list[Group], state: State) -> None:
         self.forget()
-        self._refuse(groups)
+        self._refuse(groups, state)
         follow_formats(self._who, groups, state)
         create_state(groups, state, self.chooser)
         buckets: dict[BucketKey, Bucket] = {}
@@ -192,19 +192,13 @@ class Stepper:
         self._counters = joined_counters(self._moving, state)
         self._signature = signature(groups, state)
 
-    def _refuse(self, groups: list[Group]) -> None:
+    def _refuse(self, groups: list[Group], state: State) -> None:
         for group_index, group in enumerate(groups):
             check_group(self._who, group)
             for index, param in enumerate(group["params"]):
                 name = name_of(group_index, group, index)
                 refuse_parameter(self._who, name, param, group)
-                if param.grad is not None:
-                    refuse_gradient(self._who, name, param.grad)
-                if group["capturable"] and param.device.type == "cpu":
-                    raise ValueError(
-                        f"{self._who}: capturable must be False for parameters on the cpu, got"
-                        f" True with {name} on {param.device}"
-                    )
+                refuse_step(self._who, name, param, state.get(param, {}), group)
         check_together(self._who, groups)
         refuse_unmatched_weights(self._who, groups)
 

@@ -206,3 +206,9 @@ def test_capturable_needs_a_gpu(on_processor: None) -> None:
     param.grad = torch.eye(2)
     with pytest.raises(ValueError, match="capturable must be False for parameters on the cpu"):
         Schattor([param], capturable=True).step()
+
+
+def test_a_layout_whose_matrix_is_no_view_is_refused_by_name() -> None:
+    weight = torch.randn(8, 3, 3, 3).permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    with pytest.raises(ValueError, match="Schattor: blocks of conv: .*view"):
+        Schattor([("conv", nn.Parameter(weight))])

@@ -98,3 +98,33 @@ def test_copies_and_pickles_go_without_the_module() -> None:
     gc.collect()
     assert gone() is None
     optimizer.step()
+
+
+@pytest.mark.parametrize("rule", ["adamw", "sgd", "sign"])
+def test_state_of_another_dtype_or_device_is_refused_before_anything_moves(rule: str) -> None:
+    net = model()
+    optimizer = Schattor(
+        [
+            {"params": [net[0].weight], "param_names": ["weight"], "rule": "matrix"},
+            {"params": [net[0].bias], "param_names": ["bias"], "rule": rule},
+        ],
+        lr=0.1,
+    )
+    key = "exp_avg" if rule == "adamw" else "momentum_buffer"
+
+    def step() -> None:
+        for param in net[0].parameters():
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+
+    step()
+    net.to(torch.bfloat16)
+    before = net[0].weight.clone()
+    with pytest.raises(TypeError, match=rf"{key} of bias must be torch.bfloat16 .* got torch.flo"):
+        step()
+    assert torch.equal(net[0].weight, before)
+    net.float()
+    step()
+    optimizer.state[net[0].weight]["momentum_buffer"] = before.to("meta")
+    with pytest.raises(ValueError, match=r"momentum_buffer of .* must be on .*, got meta"):
+        step()

@@ -196,11 +196,15 @@ def test_blocks_of_two_models_are_told_apart() -> None:
     models = [nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2)) for _ in "ab"]
     groups = [{"params": [("weight", each[1].weight)], "rule": "matrix"} for each in models]
     groups[1]["params"].append(("other", models[1][0].weight))  # type: ignore[attr-defined]
-    optimizer = Muon(groups)
-    for model in models:
-        model(torch.ones(1, 4)).sum().backward()
-    optimizer.step()
-    assert sorted(optimizer.stats()["blocks"]) == ["group 0: weight", "group 1: weight", "other"]
+    optimizer = Muon(groups[:1])
+    for count in (1, 2):
+        for model in models[:count]:
+            model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()  # the first keeps its name when others come
+        names = ["group 1: weight", "other", "weight"] if count == 2 else ["weight"]
+        assert sorted(optimizer.stats()["blocks"]) == names
+        if count == 1:
+            optimizer.add_param_group(groups[1])
 
 
 @pytest.mark.parametrize("name", schattor.available())
