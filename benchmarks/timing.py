@@ -52,18 +52,28 @@ def seconds(function: Callable[[], object], device: torch.device = CPU, calls: i
     return float(begin.elapsed_time(end)) / 1e3 / calls
 
 
+# Bytes that are written before a measurement on a processor: more than its caches hold.
+_MORE_THAN_CACHES = 128 << 20
+
+
 def interleaved(
     functions: dict[str, Callable[[], object]], rounds: int, device: torch.device = CPU
 ) -> dict[str, Timing]:
-    """Time every function once a round, so that a slow minute of the machine hits all alike."""
+    """Time every function once a round, so that a slow minute of the machine hits all alike.
+
+    On a processor each begins with caches that hold nothing of it, as after the passes of a
+    training step, and not with what the one before has left.
+    """
     first = {name: seconds(function, device) for name, function in functions.items()}
     calls = dict.fromkeys(functions, 1)
     if device.type == "cuda":
         for name, function in functions.items():
             calls[name] = max(1, math.ceil(GPU_MEASUREMENT / seconds(function, device)))
     measured: dict[str, list[float]] = {name: [] for name in functions}
+    other = torch.zeros(_MORE_THAN_CACHES if device.type == "cpu" else 0, dtype=torch.uint8)
     for _ in range(rounds):
         for name, function in functions.items():
+            other.add_(1)
             measured[name].append(seconds(function, device, calls[name]))
     timings = {}
     for name, values in measured.items():

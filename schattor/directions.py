@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from schattor import ops, portable
+from schattor._constant import constant
 from schattor.devices import without_autocast
 from schattor.planning import Plan, chain_steps
 from schattor.portable import scalar_dtype
@@ -224,6 +225,16 @@ def _random_block(cols: int, rank: int, dtype: torch.dtype, device: torch.device
         return drawn.to(device)
 
 
+@constant
+def _shared_block(cols: int, rank: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    if fake is None:
+        return _random_block(cols, rank, dtype, device)
+    # Shapes alone are asked for, of a device that may not be there.
+    block: Tensor = fake.from_tensor(_random_block(cols, rank, dtype, torch.device("cpu")))
+    return block.to(device)
+
+
 def start_block(wide: Tensor, columns: int, generator: torch.Generator | None = None) -> Tensor:
     """``[batch, cols, columns]`` where a subspace iteration begins, drawn by ``generator``.
 
@@ -232,11 +243,7 @@ def start_block(wide: Tensor, columns: int, generator: torch.Generator | None = 
     """
     batch, _, cols = wide.shape
     if generator is None:
-        fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-        device = wide.device if fake is None else torch.device("cpu")
-        block = _random_block(cols, columns, wide.dtype, device)
-        if fake is not None:  # shapes alone are asked for, of a device that may not be there
-            block = fake.from_tensor(block).to(wide.device)
+        block = _shared_block(cols, columns, wide.dtype, wide.device)
         return block.expand(batch, -1, -1).contiguous()
     drawn = torch.randn(
         batch, cols, columns, generator=generator, dtype=wide.dtype, device=generator.device

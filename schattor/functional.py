@@ -5,13 +5,15 @@ dual, ``power = q - 1 = 1/(p-1)`` the exponent on the singular values. Any of fl
 bfloat16, float16, wide, tall or square, batched over leading dimensions; the result has the input's
 dtype. Nothing here is differentiable: an input that requires grad is refused while grad mode is on,
 one with a tangent (``torch.func.jvp``) always. A matrix with an entry that is not finite has NaN as
-its result, and leaves the others alone. No input is written.
+its result, and leaves the others alone. No input is written. All but `explain` compile whole
+(``torch.compile(fullgraph=True)``), a graph for each size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Literal, get_args
 
 import torch
@@ -76,7 +78,7 @@ def _planned(
     coefficients: str = "schattor",
     device: torch.device | None = None,
 ) -> Plan:
-    rows, cols = sorted(x.shape[-2:])
+    rows, cols = sorted(map(index, x.shape[-2:]))  # a graph of torch.compile plans for one size
     return planning.plan(
         power,
         rows,

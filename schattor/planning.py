@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from numbers import Real
 from typing import Literal, get_args
 
 import torch
 
 from schattor import measured
+from schattor._constant import constant, constant_cache
 from schattor.devices import DeviceFacts, device_facts
 from schattor.theory import chains, exponents
 
@@ -118,6 +118,7 @@ class Plan:
         return f"{self.route} ({'; '.join(details)}): {self.reason}"
 
 
+@constant
 def power_of(who: str, p: float | None, power: float | None) -> float:
     """The power of the singular values from either name of the dial; neither means p = inf.
 
@@ -144,12 +145,11 @@ def power_of(who: str, p: float | None, power: float | None) -> float:
         warnings.warn(
             f"{who}: power is below {chains.WARN_BELOW_POWER}: the chain's error grows, to"
             f" {worst:.0%} at {chains.MIN_POWER}",
-            stacklevel=3,
+            stacklevel=4,
         )
     return float(power)
 
 
-@lru_cache(maxsize=1024)
 def chain_steps(plan: Plan) -> list[float]:
     """The chain's coefficients in one list, three a step, as the operators take them."""
     steps = chains.steps(plan.coefficients, plan.depth)
@@ -168,7 +168,7 @@ def chain_weights(power: float, plan: Plan) -> tuple[float, ...]:
     return chains.final_weights(plan.depth)
 
 
-@lru_cache(maxsize=4096, typed=True)
+@constant_cache(4096)
 def plan(
     power: float,
     rows: int,

@@ -48,6 +48,10 @@ CALLS: list[Callable[..., object]] = [
 ]
 
 
+def polar_exactly(x: Tensor) -> Tensor:
+    return polar(x, method="exact")
+
+
 def power(p: float) -> float:
     return exponents.power_of(p)
 
@@ -436,6 +440,27 @@ def test_is_not_differentiable_and_says_so(function: Callable[..., object]) -> N
     function(x.detach())
     with pytest.raises(ValueError, match="x must have no tangent, .* not differentiable"):
         torch.func.jvp(lambda y: function(y), (x.detach(),), (torch.randn(3, 4),))
+
+
+@pytest.mark.filterwarnings("error:Dynamo detected")
+@pytest.mark.parametrize(
+    "function",
+    [*CALLS[:-1], lambda x: ball_oracle(x, 1.2), lambda x: ball_oracle(x, 1.0), polar_exactly],
+)
+def test_compiles_whole_for_several_sizes(function: Callable[..., object]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    for shape in ((6, 5), (4, 9), (2, 3, 7)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(compiled(x), function(x), rtol=0, atol=0)
+
+
+def test_compiles_whole_for_several_settings() -> None:
+    torch._dynamo.reset()
+    x = torch.randn(4, 5)
+    compiled = torch.compile(schatten_direction, backend="eager", fullgraph=True)
+    for p, steps in ((3.0, 4), (4.5, 5), (2.7, 6)):
+        assert torch.equal(compiled(x, p, steps=steps), schatten_direction(x, p, steps=steps))
 
 
 def test_refuses_settings_in_its_own_name() -> None:

@@ -16,6 +16,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from schattor._constant import constant, constant_cache
+
 __all__ = [
     "MIN_POWER",
     "CHAIN_MAX_POWER",
@@ -116,7 +118,7 @@ def smallest(depth: int) -> float:
     return low
 
 
-@lru_cache(maxsize=256, typed=True)
+@constant_cache(256)
 def steps(coefficients: str, depth: int) -> tuple[Step, ...]:
     """The `depth` triples (a, b, c) of the steps `X <- X (a I + b A + c A^2)`, `A = X'X`.
 
@@ -147,6 +149,7 @@ def steps(coefficients: str, depth: int) -> tuple[Step, ...]:
     return tuple((a, b, c) for a, b, c in rows)
 
 
+@constant
 def final_weights(depth: int) -> tuple[float, ...]:
     """Weights (0, ..., 0, 1) that take a chain's last iterate: for published rows, power 0.
 
@@ -157,7 +160,7 @@ def final_weights(depth: int) -> tuple[float, ...]:
     return (0.0,) * depth + (1.0,)
 
 
-@lru_cache(maxsize=4096, typed=True)
+@constant_cache(4096)
 def weights(power: float, depth: int) -> tuple[float, ...]:
     """Weights w of the iterates: `sum_k w_k X_k ~ U diag(s^power) V'`, X_0 scaled to s <= 1.
 
@@ -215,7 +218,7 @@ def band(power: float, depth: int) -> float:
     return bound
 
 
-@lru_cache(maxsize=1024)
+@constant_cache(1024)
 def squarings(power: float) -> tuple[float, ...]:
     """Coefficients of s^1, s^3, s^5, s^9, s^17 and, if six, s^33, whose sum is near s^power.
 
