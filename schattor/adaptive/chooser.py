@@ -184,5 +184,4 @@ class Chooser:
     def unseen(self) -> list[str]:
         """The blocks of this step that were missed and have a gradient; asked once a step."""
         missed, self._unseen = self._unseen, []
-        moved = torch.stack([any_ for _, any_ in missed]).tolist() if missed else []
-        return [name for (name, _), moves in zip(missed, moved, strict=True) if moves]
+        return [name for name, moves in missed if moves]

@@ -87,7 +87,10 @@ class Products(Recorder):
     def record(self, on: bool) -> None:
         """Begin or end, as :meth:`Recorder.record`."""
         super().record(on)
-        self._looking.start([*self._params.values()] if on else [])
+        if on:
+            self._looking.start([*self._params.values()])
+        else:
+            self._looking.stop()
 
     def _attach(self) -> list[RemovableHandle]:
         looking, handles = self._looking, []
@@ -132,6 +135,12 @@ class _Looking:
             left.__exit__(None, None, None)
         self._origins = Origins(params)
         self._here = _Running(self._to, self._tokens, self._origins)
+
+    def stop(self) -> None:
+        """End what an interrupted forward pass left on, and nobody else's."""
+        if _get_current_dispatch_mode() is self._here.mode:
+            self._here.mode.__exit__(None, None, None)
+            self._here.modules.clear()
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """The hook before a module runs forward."""
