@@ -52,8 +52,24 @@ def seconds(function: Callable[[], object], device: torch.device = CPU, calls: i
     return float(begin.elapsed_time(end)) / 1e3 / calls
 
 
-# Bytes that are written before a measurement on a processor: more than its caches hold.
-_MORE_THAN_CACHES = 128 << 20
+class _PassOfTraining:
+    """What comes before an optimizer's step: all cores are busy, and then its data is in no cache.
+
+    Else a step is measured as what ran before has left the machine: after much work on one core the
+    other was slow for some milliseconds, and another optimizer of ours left some caches warm.
+    """
+
+    seconds = 0.05
+
+    def __init__(self) -> None:
+        self._factors = torch.randn(2, 1024, 1024)
+        self._other = torch.zeros(128 << 20, dtype=torch.uint8)
+
+    def __call__(self) -> None:
+        until = time.perf_counter() + self.seconds
+        while time.perf_counter() < until:
+            torch.mm(*self._factors)
+        self._other.add_(1)
 
 
 def interleaved(
@@ -61,8 +77,7 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time every function once a round, so that a slow minute of the machine hits all alike.
 
-    On a processor each begins with caches that hold nothing of it, as after the passes of a
-    training step, and not with what the one before has left.
+    On a processor each comes after what stands for the passes of a training step.
     """
     first = {name: seconds(function, device) for name, function in functions.items()}
     calls = dict.fromkeys(functions, 1)
@@ -70,10 +85,11 @@ def interleaved(
         for name, function in functions.items():
             calls[name] = max(1, math.ceil(GPU_MEASUREMENT / seconds(function, device)))
     measured: dict[str, list[float]] = {name: [] for name in functions}
-    other = torch.zeros(_MORE_THAN_CACHES if device.type == "cpu" else 0, dtype=torch.uint8)
+    before = _PassOfTraining() if device.type == "cpu" else None
     for _ in range(rounds):
         for name, function in functions.items():
-            other.add_(1)
+            if before is not None:
+                before()
             measured[name].append(seconds(function, device, calls[name]))
     timings = {}
     for name, values in measured.items():
