@@ -16,7 +16,11 @@ R = TypeVar("R")
 
 
 def constant(function: Callable[P, R]) -> Callable[P, R]:
-    """Mark a function of plain values, whose result a graph may hold."""
+    """Mark a function of plain values, whose result a graph may hold.
+
+    What one such function returns is no argument of another, unless it is a number: newer
+    releases of torch cannot guard it.
+    """
     inner: Callable[..., Any] = _as_it_is(function)
 
     @wraps(function)

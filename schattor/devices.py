@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 
 from schattor import _C, ops
-from schattor._constant import constant
 
 __all__ = ["DeviceFacts", "device_facts", "without_autocast"]
 
@@ -33,7 +32,6 @@ class DeviceFacts(NamedTuple):
         return (found[self.level],) if self.native and self.level in found else ()
 
 
-@constant
 def device_facts(device: torch.device) -> DeviceFacts:
     """What planning knows of `device`.
 

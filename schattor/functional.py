@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from operator import index
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from schattor import ops, planning
+from schattor._constant import constant
 from schattor.devices import without_autocast
 from schattor.directions import (
     OVERSAMPLING,
@@ -79,18 +80,14 @@ def _planned(
     device: torch.device | None = None,
 ) -> Plan:
     rows, cols = sorted(map(index, x.shape[-2:]))  # a graph of torch.compile plans for one size
-    return planning.plan(
-        power,
-        rows,
-        cols,
-        x.dtype,
-        planning.device_facts(device or x.device),
-        method=method,
-        steps=steps,
-        chain_dtype=chain_dtype,
-        coefficients=coefficients,
-        who=who,
-    )
+    chain = {"steps": steps, "chain_dtype": chain_dtype, "coefficients": coefficients}
+    where = device or x.device
+    return _plan_on(where, power, rows, cols, x.dtype, method=method, who=who, **chain)
+
+
+@constant
+def _plan_on(device: torch.device, *of: Any, **settings: Any) -> Plan:
+    return planning.plan(*of, planning.device_facts(device), **settings)
 
 
 def _directed(wide: Tensor, power: float, plan: Plan) -> Directions:

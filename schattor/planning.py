@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from numbers import Real
 from typing import Literal, get_args
 
 import torch
 
 from schattor import measured
-from schattor._constant import constant, constant_cache
+from schattor._constant import constant
 from schattor.devices import DeviceFacts, device_facts
 from schattor.theory import chains, exponents
 
@@ -168,7 +169,7 @@ def chain_weights(power: float, plan: Plan) -> tuple[float, ...]:
     return chains.final_weights(plan.depth)
 
 
-@constant_cache(4096)
+@lru_cache(maxsize=4096, typed=True)
 def plan(
     power: float,
     rows: int,

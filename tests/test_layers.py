@@ -16,7 +16,7 @@ NATIVE = [
 
 # A module may import its own layer and those above it in this list, which is lower layers.
 LAYERS = [
-    ["schattor.theory"],
+    ["schattor._constant", "schattor.theory"],
     [
         "schattor._C",
         "schattor.fakes",

@@ -286,7 +286,7 @@ def test_tells_which_route_and_why() -> None:
 
 def test_is_pure() -> None:
     first = plan(0.25, 96, 384, F32, AMX)
-    plan.__wrapped__.cache_clear()
+    plan.cache_clear()
 
     assert plan(0.25, 96, 384, F32, AMX) == first
 
