@@ -83,6 +83,12 @@ class Gather {
                    : Tiling(args_.rows, args_.cols, sizeof(T), across);
   }
 
+  Matrix grads(int64_t i) const { return matrix(args_.grads[i], args_.grad_dtype, transposed(i)); }
+
+  Matrix momenta(int64_t i) const {
+    return matrix(args_.momenta[i], args_.momentum_dtype, transposed(i));
+  }
+
   Matrix wide(int64_t i) const {
     return matrix(args_.wide, i, args_.rows, args_.cols, args_.wide_dtype, transposed(i));
   }
@@ -94,13 +100,11 @@ class Gather {
   // A tile of M, or of w M, into `applied`; weights are computed anew, or read.
   void apply(int64_t i, const Tile& tile, bool anew, Tiles<T>& tiles, T* applied) const {
     const int64_t count = tile.rows * tile.cols;
-    const Matrix grads = matrix(args_.grads[i], args_.grad_dtype, transposed(i));
-    const T* g = tiles.load(grads, tile, 0);
+    const T* g = tiles.load(grads(i), tile, 0);
     if (args_.momenta == nullptr) {
       loops_.scale({1, 1}, g, count, applied);
     } else {
-      const Matrix momenta = matrix(args_.momenta[i], args_.momentum_dtype, transposed(i));
-      loops_.blend(blend_, tiles.load(momenta, tile, 1), g, count, applied);
+      loops_.blend(blend_, tiles.load(momenta(i), tile, 1), g, count, applied);
     }
     if (!weighted()) return;
     if (anew) return weigh(i, tile, g, tiles, applied);
@@ -132,6 +136,8 @@ class Gather {
       for (int64_t block = begin; block < end; ++block) {
         for (int64_t t = grid.block_begin(block); t < grid.block_begin(block + 1); ++t) {
           const Tile tile = grid[t];
+          tiles.prefetch_along(grads(i), grid, t);
+          if (args_.momenta != nullptr) tiles.prefetch_along(momenta(i), grid, t);
           if (exact()) tiles.prefetch_across(wide(i), grid[t + 1]);
           if (weighted()) tiles.prefetch_across(weights(i), grid[t + 1]);
           T* applied = tiles.place(wide(i), tile, 1);

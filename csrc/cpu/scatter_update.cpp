@@ -43,6 +43,7 @@ class Scatter {
     for (int64_t t = grid.block_begin(block); t < grid.block_begin(block + 1); ++t) {
       const Tile tile = grid[t];
       tiles.prefetch_across(directions, grid[t + 1]);
+      tiles.prefetch_along(weights, grid, t);
       const T* direction = tiles.load(directions, tile, 0);
       T* w = tiles.load(weights, tile, 1);
       loops_.blend(blend, w, direction, tile.rows * tile.cols, w);
@@ -61,6 +62,8 @@ class Scatter {
     const Tiling grid = tiling(transposed, across);
     for (int64_t t = grid.block_begin(block); t < grid.block_begin(block + 1); ++t) {
       const Tile tile = grid[t];
+      tiles.prefetch_along(grads, grid, t);
+      tiles.prefetch_along(moments, grid, t);
       const T* g = tiles.load(grads, tile, 0);
       T* m = tiles.load(moments, tile, 1);
       loop(blend, m, g, tile.rows * tile.cols, m);

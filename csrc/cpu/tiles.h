@@ -89,6 +89,8 @@ inline bool is_dense(const Matrix& matrix, const Tile& tile) {
   return matrix.col_stride == 1 && (tile.rows == 1 || matrix.row_stride == tile.cols);
 }
 
+constexpr int64_t kLineBytes = 64;
+
 template <typename T>
 constexpr Dtype kDtypeOf = sizeof(T) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32;
 
@@ -128,12 +130,22 @@ class Tiles {
   // the processor to see them coming.
   static void prefetch_across(const Matrix& matrix, const Tile& tile) {
     if (matrix.col_stride == 1 || matrix.row_stride != 1) return;
-    const int64_t line = 64 / size_of(matrix.dtype);
+    const int64_t line = kLineBytes / size_of(matrix.dtype);
     for (int64_t c = 0; c < tile.cols; ++c) {
       for (int64_t r = 0; r < tile.rows; r += line) {
         __builtin_prefetch(address(matrix, tile.row + r, tile.col + c));
       }
     }
+  }
+
+  // Asks for the tile kAhead after tile t of the grid where it is dense: of matrices that are short
+  // and read several at once, each from its beginning, the processor sees little coming.
+  static void prefetch_along(const Matrix& matrix, const Tiling& grid, int64_t t) {
+    const Tile tile = grid[t + kAhead];
+    if (!is_dense(matrix, tile)) return;
+    const char* at = address(matrix, tile.row, tile.col);
+    const int64_t bytes = tile.rows * tile.cols * size_of(matrix.dtype);
+    for (int64_t b = 0; b < bytes; b += kLineBytes) __builtin_prefetch(at + b);
   }
 
   // Writes what place or load returned back to memory.
@@ -181,6 +193,8 @@ class Tiles {
     }
   }
 
+  // Tiles between the one that is worked on and the one that is asked for, measured.
+  static constexpr int64_t kAhead = 3;
   const RowLoops<T>& loops_;
   static constexpr int64_t kSize = Tiling::kTileBytes / sizeof(T);
   alignas(64) T buffers_[4][kSize];
