@@ -40,9 +40,9 @@ TABLE = {
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(measured, "table", lambda: TABLE)
-    planning.plan.__wrapped__.cache_clear()
+    planning.plan.cache_clear()
     yield
-    planning.plan.__wrapped__.cache_clear()
+    planning.plan.cache_clear()
 
 
 def planned(rows: int, cols: int, level: str = "sm_90", native: bool = True) -> Plan:

@@ -33,10 +33,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No block is small."""
-    planning.plan.__wrapped__.cache_clear()
+    planning.plan.cache_clear()
     monkeypatch.setattr(planning, "_MOST_CACHED", 0)
     yield
-    planning.plan.__wrapped__.cache_clear()
+    planning.plan.cache_clear()
 
 
 def weights(dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
